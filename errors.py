@@ -1,0 +1,40 @@
+"""Every failure we foresee, so that a tool can answer with a sentence and anything else is known to be a bug.
+
+* BridgeError
+  * ConfigError              a setting that stops the start
+  * InputError               an argument that no broker was asked about
+  * BrokerError              the broker, or the way to it
+    * BrokerOfflineError     not connected: nothing was sent
+    * BrokerRefusedError     the broker said no
+    * BrokerSilentError      the broker did not answer in time, or the connection broke: the outcome is not known
+
+Each text is written for the assistant or the operator: what happened, with what, and what would help.
+"""
+
+
+class BridgeError(Exception):
+    """A failure we foresaw; its text may be shown."""
+
+
+class ConfigError(BridgeError):
+    """The settings cannot be used; the text names each variable, one a line."""
+
+
+class InputError(BridgeError):
+    """An argument is not acceptable; nothing was sent and the connection is untouched."""
+
+
+class BrokerError(BridgeError):
+    """The broker, or the connection to it, did not do what was asked."""
+
+
+class BrokerOfflineError(BrokerError):
+    """There is no connection; nothing was sent and nothing is queued."""
+
+
+class BrokerRefusedError(BrokerError):
+    """The broker refused the request."""
+
+
+class BrokerSilentError(BrokerError):
+    """The request went out and its outcome is not known."""
