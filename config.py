@@ -1,0 +1,794 @@
+"""The settings: read once from the environment, `.env` and secret files, checked as a whole, and frozen.
+
+The only file that knows `os.environ`.
+"""
+
+import difflib
+import io
+import ipaddress
+import os
+import re
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Self
+from urllib.parse import unquote
+
+from dotenv.parser import parse_stream
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    SecretStr,
+    ValidationError,
+)
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from errors import ConfigError
+
+AccessMode = Literal["read", "write", "admin"]
+ProtocolVersion = Literal["auto", "5", "3.1.1"]
+Transport = Literal["tcp", "websockets"]
+TLSVersion = Literal["1.2", "1.3"]
+LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "NONE"]
+LogFormat = Literal["text", "json"]
+
+KIB = 1024
+MIB = 1024 * KIB
+
+ENV_FILE = Path(__file__).with_name(".env")
+
+# Never shown. Each may also come from NAME_FILE or from a file in $CREDENTIALS_DIRECTORY, and so may the user name,
+# which people keep beside the password.
+SECRETS = ("MQTT_PASSWORD", "MQTT_CLIENT_KEY_PASSWORD")
+FROM_FILE = (*SECRETS, "MQTT_USER")
+
+# What other programs call our settings, where spelling alone would not find the name meant.
+_CALLED_ELSEWHERE = {
+    "MQTT_HOST": "MQTT_BROKER",
+    "MQTT_SERVER": "MQTT_BROKER",
+    "MQTT_URL": "MQTT_BROKER",
+    "MQTT_URI": "MQTT_BROKER",
+    "MQTT_BROKER_URL": "MQTT_BROKER",
+    "MQTT_BROKER_HOST": "MQTT_BROKER",
+    "MQTT_BROKER_PORT": "MQTT_PORT",
+    "MQTT_USERNAME": "MQTT_USER",
+    "MQTT_PASS": "MQTT_PASSWORD",
+    "MQTT_PWD": "MQTT_PASSWORD",
+    "MQTT_VERSION": "MQTT_PROTOCOL",
+    "MQTT_TLS": "MQTT_USE_TLS",
+    "MQTT_SSL": "MQTT_USE_TLS",
+    "MQTT_USE_SSL": "MQTT_USE_TLS",
+    "MQTT_CA": "MQTT_CA_CERT",
+    "MQTT_CA_FILE": "MQTT_CA_CERT",
+    "MQTT_TLS_CA": "MQTT_CA_CERT",
+    "MQTT_INSECURE": "MQTT_TLS_INSECURE",
+}
+_ALIKE = 0.87  # one or two letters wrong; LOG_DIR and LOG_FILE (0.67) or ACCESS_TOKEN and ACCESS_MODE (0.78) are not
+
+_SCHEMES: dict[str, tuple[Transport, bool]] = {
+    "mqtt": ("tcp", False),
+    "tcp": ("tcp", False),
+    "mqtts": ("tcp", True),
+    "ssl": ("tcp", True),
+    "tls": ("tcp", True),
+    "ws": ("websockets", False),
+    "wss": ("websockets", True),
+}
+# A WebSocket has the ports of the web, however it is asked for: by URL or by MQTT_TRANSPORT.
+_SCHEME_AND_PORT = {
+    ("tcp", False): ("mqtt", 1883),
+    ("tcp", True): ("mqtts", 8883),
+    ("websockets", False): ("ws", 80),
+    ("websockets", True): ("wss", 443),
+}
+_TLS_PORT = 8883
+_HIGHEST_PORT = 65_535
+
+_BROKER = re.compile(
+    r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://)?"
+    r"(?:(?P<login>[^/?#]*)@)?"
+    r"(?P<host>\[[^\[\]]*\]|[^\[\]:/?#@]*)"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<path>/[^?#]*)?"
+)
+# In a broken URL a login, a port that is no number, a query and a fragment may be a password.
+_BROKER_WITHOUT_A_PASSWORD = re.compile(r"(?:[A-Za-z0-9+.-]*://)?[^:/?#@]*(?::[0-9]*)?(?:/[^:?#@]*)?")
+_HOST_CHARACTERS = re.compile(r"[A-Za-z0-9:.%_-]+")
+_HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_LONGEST_HOST_NAME = 253
+_WS_PATH = re.compile(r'/[!"$->@-~]*')  # printable ASCII but # and ?
+_SIZE = re.compile(r"([0-9]{1,15}) ?(B|kB|MB|GB|KiB|MiB|GiB)?", re.IGNORECASE)
+_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": 1024 * MIB}
+
+_LONGEST_FIELD = 65_535  # bytes of a string or of binary data in MQTT
+_READ_AT_MOST = MIB  # of a file that is named in a setting; a bundle of every public CA has 250 KB
+_SHOWN_AT_MOST = 100  # characters of a bad value
+
+_OTHERS_READ = 0o004
+_GROUP_OR_OTHERS_READ = 0o044
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TLSConfig:
+    """How the broker is recognised, and how we show who we are.
+
+    Attributes:
+        ca_cert: PEM file of the authorities to trust, instead of the system's.
+        client_cert: PEM file of our certificate.
+        client_key: PEM file of its private key; None when `client_cert` holds the key too.
+        client_key_password: What the private key is encrypted with.
+        min_version: The oldest TLS version to accept.
+        ciphers: OpenSSL cipher list for TLS 1.2, already accepted by OpenSSL.
+        server_name: The name the broker's certificate must have, instead of the host's.
+        insecure: Trust any certificate.
+    """
+
+    ca_cert: Path | None = None
+    client_cert: Path | None = None
+    client_key: Path | None = None
+    client_key_password: SecretStr | None = None
+    min_version: TLSVersion = "1.2"
+    ciphers: str | None = None
+    server_name: str | None = None
+    insecure: bool = False
+
+
+def _random_client_id() -> str:
+    return f"coreflux-mcp-{os.urandom(4).hex()}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerConfig:
+    """Which broker, and how to talk to it.
+
+    Attributes:
+        host: Host name or IP address, IPv6 without brackets.
+        port: 1 to 65 535; 0 with `embedded` lets the system choose a free one.
+        user: Login name.
+        password: Login password.
+        client_id: A new random one for each process unless it was set.
+        client_id_fixed: It was set, so that a session can be resumed.
+        protocol: MQTT version; "auto" tries 5 and falls back to 3.1.1.
+        transport: MQTT over TCP, or over WebSockets.
+        ws_path: The path of the WebSocket.
+        keepalive_s: Seconds without traffic before a ping, 5 to 65 535.
+        session_expiry_s: Seconds the broker keeps our session after a disconnect, 0 to 4 294 967 295 (for ever).
+        connect_timeout_s: Seconds until an attempt to connect is given up, 1 to 300.
+        embedded: Start the built-in development broker and use that.
+        tls: None for a plain connection.
+    """
+
+    host: str = "localhost"
+    port: int = 1883
+    user: str | None = None
+    password: SecretStr | None = None
+    client_id: str = field(default_factory=_random_client_id)
+    client_id_fixed: bool = False
+    protocol: ProtocolVersion = "auto"
+    transport: Transport = "tcp"
+    ws_path: str = "/mqtt"
+    keepalive_s: int = 30
+    session_expiry_s: int = 0
+    connect_timeout_s: int = 10
+    embedded: bool = False
+    tls: TLSConfig | None = None
+
+    @property
+    def url(self) -> str:
+        """The broker's address for people to read, without credentials."""
+        scheme, _ = _SCHEME_AND_PORT[self.transport, self.tls is not None]
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        path = self.ws_path if self.transport == "websockets" else ""
+        return f"{scheme}://{host}:{self.port}{path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """How much is kept, answered and sent at most.
+
+    Attributes:
+        buffer_max_messages: Received messages kept, 1 to 10 000 000.
+        buffer_max_bytes: Bytes of received messages kept, 1 KiB to 1 TiB.
+        result_max_bytes: Bytes of one answer unless the call says otherwise, 1 KiB to 1 MiB.
+        max_payload_bytes: Bytes of one published payload, 1 to 255 MiB.
+    """
+
+    buffer_max_messages: int = 100_000
+    buffer_max_bytes: int = 64 * MIB
+    result_max_bytes: int = 16 * KIB
+    max_payload_bytes: int = MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Logs:
+    """What is logged, how, and where besides stderr; NONE is silence."""
+
+    level: LogLevel = "INFO"
+    format: LogFormat = "text"
+    file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All settings, checked against each other.
+
+    Attributes:
+        broker: The broker and, within, TLS.
+        bounds: Limits on memory and sizes.
+        logs: Logging.
+        access_mode: What the assistant may do.
+        warnings: Sentences about settings that work but should not stay so, for the log and `server_status`.
+        url_password: The password as the URL in MQTT_BROKER spells it, percent-encoded.
+    """
+
+    broker: BrokerConfig = field(default_factory=BrokerConfig)
+    bounds: Bounds = field(default_factory=Bounds)
+    logs: Logs = field(default_factory=Logs)
+    access_mode: AccessMode = "write"
+    warnings: tuple[str, ...] = ()
+    url_password: SecretStr | None = None
+
+    @property
+    def tls(self) -> TLSConfig | None:
+        """How TLS is done; None when it is off."""
+        return self.broker.tls
+
+    def secrets(self) -> tuple[str, ...]:
+        """Every secret value, in every spelling it was given in, for the sanitizer."""
+        known = (self.broker.password, self.tls and self.tls.client_key_password, self.url_password)
+        return tuple(dict.fromkeys(secret.get_secret_value() for secret in known if secret))
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, *, env_file: Path | None = ENV_FILE) -> Self:
+        """Read and check every setting.
+
+        A setting is taken from the first place that has it: `environ`, then `env_file`, then (secrets and MQTT_USER)
+        a file of its name in the directory that `environ` calls CREDENTIALS_DIRECTORY. In the first two a secret may
+        be given as NAME or as NAME_FILE, not as both in one place. An empty variable is not set. Around a value white
+        space is ignored; a secret is taken as it is, from a file without its last line break.
+
+        Args:
+            environ: The environment; None for the process's own.
+            env_file: A file of NAME=value lines, taken literally (`$` stands for itself); it may be missing.
+
+        Raises:
+            ConfigError: Something cannot be used. The text has a line for each problem and no secret value.
+        """
+        environ = os.environ if environ is None else environ
+        report = _Report()
+
+        dotenv = _read_dotenv(env_file, report) if env_file else {}
+        values = _gather(environ, dotenv, report)
+        settings = _check(values, report)
+        tls = _tls(settings, report)
+        broker = _broker(settings, tls, report)
+        report.warnings.extend(_misspellings(environ.keys() | dotenv.keys()))
+        (report.problems if settings.STRICT_PERMISSIONS else report.warnings).extend(report.exposed)
+
+        if report.problems:
+            raise ConfigError("\n".join(report.problems))
+        return cls(
+            broker=broker,
+            bounds=Bounds(
+                buffer_max_messages=settings.BUFFER_MAX_MESSAGES,
+                buffer_max_bytes=settings.BUFFER_MAX_BYTES,
+                result_max_bytes=settings.RESULT_MAX_BYTES,
+                max_payload_bytes=settings.MAX_PAYLOAD_BYTES,
+            ),
+            logs=Logs(level=settings.LOG_LEVEL, format=settings.LOG_FORMAT, file=settings.LOG_FILE),
+            access_mode=settings.ACCESS_MODE,
+            warnings=tuple(report.warnings),
+            url_password=settings.MQTT_BROKER.raw_password,
+        )
+
+
+def settings_to_pass_on(environ: Mapping[str, str] | None = None) -> tuple[dict[str, str], list[str]]:
+    """Return our settings in the environment that may be written down, and the names of those that may not."""
+    environ = os.environ if environ is None else environ
+    ours = {name: environ[name] for name in sorted(NAMES) if environ.get(name)}
+    withheld = [name for name, value in ours.items() if name in SECRETS or (name == "MQTT_BROKER" and "@" in value)]
+    return {name: value for name, value in ours.items() if name not in withheld}, withheld
+
+
+def environment(*, without: Iterable[str] = (), **settings: str) -> dict[str, str]:
+    """Return the process's environment, for a child that is to have `settings` and not to have some others."""
+    return {name: value for name, value in os.environ.items() if name not in set(without)} | settings
+
+
+@dataclass(frozen=True, slots=True)
+class _Report:
+    """What was found while reading, told at the end and all at once."""
+
+    given: set[str] = field(default_factory=set)  # settings that have a value, good or bad
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    exposed: list[str] = field(default_factory=list)  # problems or warnings: STRICT_PERMISSIONS decides
+
+    def refuse(self, name: str, text: str) -> None:
+        """Note a problem with the value of a setting."""
+        self.given.add(name)
+        self.problems.append(text)
+
+    def check_private(self, what: str, mode: int, others: int = _GROUP_OR_OTHERS_READ) -> None:
+        """Note a file that more people can read than its owner. Windows has no such mode."""
+        if os.name == "posix" and mode & others:
+            self.exposed.append(f"{what} can be read by others (mode {mode & 0o777:03o}): run chmod 600 on it.")
+
+
+class _Address(NamedTuple):
+    """What MQTT_BROKER says; None where it says nothing."""
+
+    host: str = "localhost"
+    port: int | None = None
+    transport: Transport | None = None
+    tls: bool = False
+    path: str | None = None
+    user: str | None = None
+    password: SecretStr | None = None
+    raw_password: SecretStr | None = None
+    embedded: bool = False
+
+
+def _address(text: str) -> _Address:
+    """Read what people paste as a broker's address.
+
+    Raises:
+        ValueError: It is none. The text says why and repeats nothing of it, because it may hold a password.
+    """
+    if text.lower() == "embedded":
+        return _Address(host="127.0.0.1", transport="tcp", embedded=True)
+    bare_ipv6 = text.count(":") > 1 and not set(text) & set("[/@")
+    match = _BROKER.fullmatch(f"[{text}]" if bare_ipv6 else text)
+    if not match:
+        raise ValueError("this cannot be read as an address")
+    scheme = (match["scheme"] or "").lower()
+    if scheme and scheme not in _SCHEMES:
+        raise ValueError("the URL's scheme is not known")
+    transport, tls = _SCHEMES.get(scheme, (None, False))
+    port = int(match["port"]) if match["port"] else None
+    if port is not None and not 1 <= port <= _HIGHEST_PORT:
+        raise ValueError("the port is out of range")
+    path = None if match["path"] in {None, "/"} else _ws_path(match["path"])
+    if path and transport != "websockets":
+        raise ValueError("only ws:// and wss:// have a path")
+    user, _, password = (match["login"] or "").partition(":")
+    return _Address(
+        host=_ipv6(match["host"][1:-1]) if match["host"].startswith("[") else _host(match["host"]),
+        port=port,
+        transport=transport,
+        tls=tls,
+        path=path,
+        user=_mqtt_string(_percent_decoded(user)) or None,
+        password=_mqtt_secret(SecretStr(_percent_decoded(password))) if password else None,
+        raw_password=SecretStr(password) if password else None,
+    )
+
+
+def _ipv6(text: str) -> str:
+    if ":" not in text:
+        raise ValueError("brackets are for IPv6 addresses")
+    return _host(text)
+
+
+def _host(text: str) -> str:
+    """Check a host name or an IP address without brackets."""
+    if not text.isascii():
+        raise ValueError("an international host name has to be in its xn-- form")
+    if not (_HOST_CHARACTERS.fullmatch(text) and (_is_ip_address(text) or _is_host_name(text))):
+        raise ValueError("the host is neither a name nor an IP address")
+    return text
+
+
+def _is_ip_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_host_name(text: str) -> bool:
+    name = text.removesuffix(".")
+    labels = name.split(".")
+    # What ends in a number is meant as an IPv4 address.
+    return len(name) <= _LONGEST_HOST_NAME and all(map(_HOST_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
+
+
+def _is_loopback(host: str) -> bool:
+    if _is_ip_address(host):
+        return ipaddress.ip_address(host).is_loopback
+    name = host.lower().removesuffix(".")
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def _percent_decoded(text: str) -> str:
+    try:
+        return unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise ValueError("the login is not percent-encoded UTF-8") from None
+
+
+def _mqtt_string(text: str) -> str:
+    if not text.isprintable() or len(text.encode()) > _LONGEST_FIELD:
+        raise ValueError("it is too long or has a character that cannot be seen")
+    return text
+
+
+def _mqtt_secret(secret: SecretStr) -> SecretStr:
+    try:
+        size = len(secret.get_secret_value().encode())
+    except UnicodeEncodeError as exc:
+        raise ValueError(_cause(exc)) from None
+    if size > _LONGEST_FIELD:
+        raise ValueError("it is too long")
+    return secret
+
+
+def _ws_path(text: str) -> str:
+    if not _WS_PATH.fullmatch(text):
+        raise ValueError("the path has to begin with / and can have no query and no fragment")
+    return text
+
+
+def _size(text: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if not match:
+        raise ValueError("this is no size")
+    return int(match[1]) * _UNITS[(match[2] or "b").lower()]
+
+
+def _ciphers(text: str) -> str:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(text)
+    except ssl.SSLError:
+        raise ValueError("OpenSSL knows no cipher of these") from None
+    return text
+
+
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as exc:  # the home directory of ~ is not known
+        raise ValueError(_cause(exc)) from None
+
+
+def _readable_file(text: str) -> Path:
+    path = _path(text)
+    try:
+        _read(path)
+    except OSError as exc:
+        raise ValueError(_cause(exc)) from None
+    return path
+
+
+def _read(path: Path) -> tuple[bytes, int]:
+    """Return the first MiB of a file, and its mode."""
+    with path.open("rb") as file:
+        return file.read(_READ_AT_MOST), os.fstat(file.fileno()).st_mode
+
+
+def _cause(exc: Exception) -> str:
+    """Say what is wrong with a file or a text, without its name or content."""
+    if isinstance(exc, UnicodeError):
+        return "it is not UTF-8"
+    return str(exc.strerror) if isinstance(exc, OSError) else str(exc).removesuffix(".")
+
+
+def _number(default: int | None, low: int, high: int) -> Any:
+    return Field(default, ge=low, le=high, description=f"a whole number from {low} to {high}")
+
+
+def _size_between(default: int, low: str, high: str) -> Any:
+    return Field(
+        default, ge=_size(low), le=_size(high), description=f"a size like 4096, 16 KiB or 64MiB, from {low} to {high}"
+    )
+
+
+_Lower = BeforeValidator(str.lower)
+_Upper = BeforeValidator(str.upper)
+_Size = Annotated[int, BeforeValidator(_size)]
+_ReadableFile = Annotated[Path, BeforeValidator(_readable_file)]
+_MQTTString = Annotated[str, AfterValidator(_mqtt_string)]
+_MQTTSecret = Annotated[SecretStr, AfterValidator(_mqtt_secret)]
+_FLAG = "true or false, yes or no, on or off, 1 or 0"
+_STRING = f"a text of at most {_LONGEST_FIELD} bytes in UTF-8"
+_FILE = "the path of a readable PEM file"
+
+
+class _Settings(BaseSettings):
+    """Every variable we read: its type, its default (None where others decide), and what it accepts."""
+
+    model_config = SettingsConfigDict(validate_default=False)
+
+    MQTT_BROKER: Annotated[_Address, PlainValidator(_address)] = Field(
+        _Address(),
+        description="a host name in ASCII or an IP address, with :PORT or without, "
+        "a URL (mqtt:// mqtts:// ws:// wss://), or embedded",
+    )
+    MQTT_PORT: int | None = _number(None, 1, _HIGHEST_PORT)
+    MQTT_USER: _MQTTString | None = Field(None, description=_STRING)
+    MQTT_PASSWORD: _MQTTSecret | None = Field(None, description=_STRING)
+    MQTT_CLIENT_ID: _MQTTString | None = Field(None, description=_STRING)
+    MQTT_PROTOCOL: Annotated[ProtocolVersion, _Lower] = Field("auto", description="auto, 5 or 3.1.1")
+    MQTT_TRANSPORT: Annotated[Transport, _Lower] | None = Field(None, description="tcp or websockets")
+    MQTT_WS_PATH: Annotated[str, AfterValidator(_ws_path)] | None = Field(None, description="a path like /mqtt")
+    MQTT_KEEPALIVE_S: int = _number(30, 5, 65_535)
+    MQTT_SESSION_EXPIRY_S: int = _number(0, 0, 4_294_967_295)
+    MQTT_CONNECT_TIMEOUT_S: int = _number(10, 1, 300)
+
+    MQTT_USE_TLS: bool | None = Field(None, description=_FLAG)
+    MQTT_CA_CERT: _ReadableFile | None = Field(None, description=_FILE)
+    MQTT_CLIENT_CERT: _ReadableFile | None = Field(None, description=_FILE)
+    MQTT_CLIENT_KEY: _ReadableFile | None = Field(None, description=_FILE)
+    MQTT_CLIENT_KEY_PASSWORD: _MQTTSecret | None = Field(None, description=_STRING)
+    MQTT_TLS_MIN_VERSION: TLSVersion = Field("1.2", description="1.2 or 1.3")
+    MQTT_TLS_CIPHERS: Annotated[str, AfterValidator(_ciphers)] | None = Field(
+        None, description="an OpenSSL cipher list"
+    )
+    MQTT_TLS_SERVER_NAME: Annotated[str, AfterValidator(_host)] | None = Field(None, description="a host name in ASCII")
+    MQTT_TLS_INSECURE: bool = Field(default=False, description=_FLAG)
+
+    ACCESS_MODE: Annotated[AccessMode, _Lower] = Field("write", description="read, write or admin")
+    # MQTT's largest packet has 268 435 455 bytes: 1 MiB is left for the topic and the properties.
+    MAX_PAYLOAD_BYTES: _Size = _size_between(MIB, "1 B", "255 MiB")
+
+    BUFFER_MAX_MESSAGES: int = _number(100_000, 1, 10_000_000)
+    BUFFER_MAX_BYTES: _Size = _size_between(64 * MIB, "1 KiB", "1024 GiB")
+    RESULT_MAX_BYTES: _Size = _size_between(16 * KIB, "1 KiB", "1 MiB")
+
+    LOG_LEVEL: Annotated[LogLevel, _Upper] = Field("INFO", description="DEBUG, INFO, WARNING, ERROR, CRITICAL or NONE")
+    LOG_FORMAT: Annotated[LogFormat, _Lower] = Field("text", description="text or json")
+    LOG_FILE: Annotated[Path, BeforeValidator(_path)] | None = Field(None, description="the path of a file")
+    STRICT_PERMISSIONS: bool = Field(default=False, description=_FLAG)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - the signature is pydantic-settings'
+        init_settings: PydanticBaseSettingsSource,
+        *_: PydanticBaseSettingsSource,
+        **__: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take what `_gather` found, and nothing from the process's environment behind its back."""
+        return (init_settings,)
+
+
+SETTINGS = tuple(_Settings.model_fields)
+"""The names of all variables that are read, NAME_FILE aside."""
+
+_ONLY_WITH_TLS = (
+    "MQTT_CLIENT_KEY_PASSWORD",
+    "MQTT_TLS_MIN_VERSION",
+    "MQTT_TLS_CIPHERS",
+    "MQTT_TLS_SERVER_NAME",
+    "MQTT_TLS_INSECURE",
+)
+NAMES = {*SETTINGS, *(f"{name}_FILE" for name in FROM_FILE)}
+_OUR_PREFIXES = tuple({f"{name.partition('_')[0]}_" for name in SETTINGS})
+
+
+def _read_dotenv(path: Path, report: _Report) -> dict[str, str]:
+    try:
+        content, mode = _read(path)
+        lines = list(parse_stream(io.StringIO(content.decode("utf-8-sig"))))  # Notepad writes the mark
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as exc:
+        report.problems.append(f"{path}: {_cause(exc)}; expected a readable file of NAME=value lines.")
+        return {}
+    variables = {}
+    for line in lines:
+        if line.key is not None and line.value is not None:
+            variables[line.key] = line.value
+        elif line.error or line.key is not None:
+            text = line.original.string
+            number = line.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+            report.warnings.append(f"{path}, line {number}: this is not NAME=value and was left out.")
+    if any(variables.get(name) for name in SECRETS) or "@" in variables.get("MQTT_BROKER", ""):
+        report.check_private(str(path), mode)
+    return variables
+
+
+def _gather(environ: Mapping[str, str], dotenv: Mapping[str, str], report: _Report) -> dict[str, str]:
+    """Find the text of each setting that has one."""
+    found = {name: _find(name, environ, dotenv, report) for name in SETTINGS}
+    values = {name: text for name, text in found.items() if text is not None}
+    report.given.update(values)
+    return values
+
+
+def _find(name: str, environ: Mapping[str, str], dotenv: Mapping[str, str], report: _Report) -> str | None:
+    for place in (environ, dotenv):
+        text = _trimmed(name, place.get(name, ""))
+        file = place.get(f"{name}_FILE", "").strip() if name in FROM_FILE else ""
+        if text and file:
+            report.refuse(name, f"{name} and {name}_FILE are both set: keep one of them.")
+            return None
+        if file:
+            return _from_file(name, f"{name}_FILE={_shown(file)}", file, report)
+        if text:
+            return text
+    directory = environ.get("CREDENTIALS_DIRECTORY")
+    if directory and name in FROM_FILE:
+        return _from_file(name, f"{name} in $CREDENTIALS_DIRECTORY", f"{directory}/{name}", report, credential=True)
+    return None
+
+
+def _from_file(name: str, where: str, file: str, report: _Report, *, credential: bool = False) -> str | None:
+    try:
+        content, mode = _read(_path(file))
+        text = content.decode()
+    except (OSError, ValueError) as exc:
+        if not (credential and isinstance(exc, FileNotFoundError)):
+            report.refuse(name, f"{where}: {_cause(exc)}; expected a file that holds {name}.")
+        return None
+    if name in SECRETS:
+        # systemd lets one user read a credential by an ACL, which shows as a right of the group.
+        report.check_private(where, mode, _OTHERS_READ if credential else _GROUP_OR_OTHERS_READ)
+    text = _trimmed(name, text[:-2] if text.endswith("\r\n") else text.removesuffix("\n"))
+    if not text:
+        report.refuse(name, f"{where}: the file is empty; expected a file that holds {name}.")
+        return None
+    return text
+
+
+def _trimmed(name: str, text: str) -> str:
+    return text if name in SECRETS else text.strip()
+
+
+def _check(values: Mapping[str, str], report: _Report) -> _Settings:
+    """Check each value by itself; a bad one is told and left out."""
+    good = {name: text for name, text in values.items() if name in SECRETS or text.isprintable()}
+    reasons = dict.fromkeys(values.keys() - good.keys(), "it has a control character or one that cannot be seen; ")
+    try:
+        settings = _Settings.model_validate(good)
+    except ValidationError as exc:
+        for error in exc.errors(include_url=False):
+            reasons[str(error["loc"][0])] = f"{error['ctx']['error']}; " if error["type"] == "value_error" else ""
+        settings = _Settings.model_validate({name: text for name, text in good.items() if name not in reasons})
+    for name in sorted(reasons):
+        accepted = _Settings.model_fields[name].description
+        report.problems.append(f"{_told(name, values[name])}: {reasons[name]}expected {accepted}.")
+    return settings
+
+
+def _told(name: str, text: str) -> str:
+    """Name a setting and, unless it is or may hold a secret, its value."""
+    hidden = name in SECRETS or (name == "MQTT_BROKER" and not _BROKER_WITHOUT_A_PASSWORD.fullmatch(text))
+    return f"{name} (not shown)" if hidden else f"{name}={_shown(text)}"
+
+
+def _shown(text: str) -> str:
+    return repr(text if len(text) <= _SHOWN_AT_MOST else f"{text[:_SHOWN_AT_MOST]}…")
+
+
+def _tls(settings: _Settings, report: _Report) -> TLSConfig | None:
+    """Decide whether there is TLS: when MQTT_USE_TLS says so, or the URL, or a certificate that would be of no use."""
+    asking: list[str] = [
+        name for name in ("MQTT_CA_CERT", "MQTT_CLIENT_CERT", "MQTT_CLIENT_KEY") if name in report.given
+    ]
+    if settings.MQTT_BROKER.tls:
+        asking.append("MQTT_BROKER")
+    if settings.MQTT_USE_TLS is False:
+        report.problems.extend(
+            [f"{name} asks for TLS and MQTT_USE_TLS=false forbids it: change one." for name in asking]
+        )
+    elif settings.MQTT_USE_TLS:
+        asking.append("MQTT_USE_TLS")
+    if settings.MQTT_BROKER.embedded:
+        report.problems.extend(
+            [f"{name} asks for TLS and MQTT_BROKER=embedded has none: change one." for name in asking]
+        )
+    _check_client_certificate(settings, report)
+
+    if not asking:
+        for name in _ONLY_WITH_TLS:
+            if getattr(settings, name) != _Settings.model_fields[name].default:
+                report.warnings.append(f"{name} has no effect without TLS: set MQTT_USE_TLS=true.")
+        return None
+    if settings.MQTT_TLS_INSECURE:
+        report.warnings.append(
+            "MQTT_TLS_INSECURE=true: whoever is on the way to the broker can read and change everything."
+        )
+    return TLSConfig(
+        ca_cert=settings.MQTT_CA_CERT,
+        client_cert=settings.MQTT_CLIENT_CERT,
+        client_key=settings.MQTT_CLIENT_KEY,
+        client_key_password=settings.MQTT_CLIENT_KEY_PASSWORD,
+        min_version=settings.MQTT_TLS_MIN_VERSION,
+        ciphers=settings.MQTT_TLS_CIPHERS,
+        server_name=settings.MQTT_TLS_SERVER_NAME,
+        insecure=settings.MQTT_TLS_INSECURE,
+    )
+
+
+def _check_client_certificate(settings: _Settings, report: _Report) -> None:
+    if "MQTT_CLIENT_KEY" in report.given:
+        name, file = "MQTT_CLIENT_KEY", settings.MQTT_CLIENT_KEY
+        if "MQTT_CLIENT_CERT" not in report.given:
+            report.problems.append("MQTT_CLIENT_KEY is set without MQTT_CLIENT_CERT: set both.")
+    else:
+        name, file = "MQTT_CLIENT_CERT", settings.MQTT_CLIENT_CERT
+    if not file:
+        return
+    content, mode = _read(file)
+    where = f"{name}={_shown(str(file))}"
+    if b"PRIVATE KEY" not in content:
+        report.problems.append(f"{where}: there is no private key in it; expected one, or MQTT_CLIENT_KEY to name it.")
+    elif b"ENCRYPTED" in content and "MQTT_CLIENT_KEY_PASSWORD" not in report.given:
+        # OpenSSL would ask the terminal.
+        report.problems.append(f"{where}: the private key is encrypted; expected MQTT_CLIENT_KEY_PASSWORD to be set.")
+    report.check_private(where, mode)
+
+
+def _broker(settings: _Settings, tls: TLSConfig | None, report: _Report) -> BrokerConfig:
+    address = settings.MQTT_BROKER
+    for name, said, said_by_url in (
+        ("MQTT_PORT", settings.MQTT_PORT, address.port),
+        ("MQTT_TRANSPORT", settings.MQTT_TRANSPORT, address.transport),
+        ("MQTT_WS_PATH", settings.MQTT_WS_PATH, address.path),
+        ("MQTT_USER", settings.MQTT_USER, address.user),
+        ("MQTT_PASSWORD", settings.MQTT_PASSWORD, address.password),
+    ):
+        if said is not None and said_by_url is not None and said != said_by_url:
+            report.problems.append(f"MQTT_BROKER says {said_by_url} and {name} says {said}: keep one of them.")
+    transport = settings.MQTT_TRANSPORT or address.transport or "tcp"
+    _, usual_port = _SCHEME_AND_PORT[transport, tls is not None]
+    broker = BrokerConfig(
+        host=address.host,
+        port=settings.MQTT_PORT or address.port or (0 if address.embedded else usual_port),
+        user=settings.MQTT_USER or address.user,
+        password=settings.MQTT_PASSWORD or address.password,
+        client_id=settings.MQTT_CLIENT_ID or _random_client_id(),
+        client_id_fixed=settings.MQTT_CLIENT_ID is not None,
+        protocol=settings.MQTT_PROTOCOL,
+        transport=transport,
+        ws_path=settings.MQTT_WS_PATH or address.path or "/mqtt",
+        keepalive_s=settings.MQTT_KEEPALIVE_S,
+        session_expiry_s=settings.MQTT_SESSION_EXPIRY_S,
+        connect_timeout_s=settings.MQTT_CONNECT_TIMEOUT_S,
+        embedded=address.embedded,
+        tls=tls,
+    )
+    _judge(broker, report)
+    return broker
+
+
+def _judge(broker: BrokerConfig, report: _Report) -> None:
+    """Note what is allowed by each setting and unwise or impossible together."""
+    if broker.password and not (broker.user or "MQTT_USER" in report.given):
+        if broker.protocol == "3.1.1":
+            report.problems.append(
+                "MQTT_PASSWORD without MQTT_USER is not possible with MQTT_PROTOCOL=3.1.1: set both."
+            )
+        elif broker.protocol == "auto":
+            report.warnings.append(
+                "MQTT_PASSWORD without MQTT_USER needs MQTT 5, which not every broker speaks: set both."
+            )
+    if (broker.user or broker.password) and not broker.tls and not _is_loopback(broker.host):
+        report.warnings.append(f"The broker login travels unencrypted to {broker.host}: set MQTT_USE_TLS=true.")
+    if broker.port == _TLS_PORT and not broker.tls:
+        report.warnings.append(f"Port {_TLS_PORT} usually expects TLS, which is off: set MQTT_USE_TLS=true.")
+    if broker.session_expiry_s and not broker.client_id_fixed:
+        report.warnings.append(
+            "MQTT_SESSION_EXPIRY_S has no effect without MQTT_CLIENT_ID: a random client id cannot resume a session."
+        )
+    if "MQTT_WS_PATH" in report.given and broker.transport == "tcp":
+        report.warnings.append("MQTT_WS_PATH has no effect on TCP: set MQTT_TRANSPORT=websockets.")
+
+
+def _misspellings(names: Iterable[str]) -> Iterator[str]:
+    """Tell of variables that nobody reads although they look like ours; their values may be secrets."""
+    for name in sorted(names):
+        if name in NAMES:
+            continue
+        setting = name.removesuffix("_FILE")
+        if setting in SETTINGS:
+            yield f"{name} is not read: only {', '.join(FROM_FILE)} can come from a file. Set {setting}."
+        elif name.upper().startswith(_OUR_PREFIXES):
+            meant = _CALLED_ELSEWHERE.get(name.upper())
+            for close in [meant] if meant else difflib.get_close_matches(name.upper(), NAMES, n=1, cutoff=_ALIKE):
+                yield f"{name} is not a setting of this server and is not read: did you mean {close}?"

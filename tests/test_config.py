@@ -1,0 +1,1051 @@
+"""The settings: what is accepted and what is refused, with the neighbour on the other side of each boundary."""
+
+import dataclasses
+import inspect
+import operator
+import os
+import re
+import secrets
+from pathlib import Path
+
+import pytest
+from dotenv import dotenv_values
+from hypothesis import given
+from hypothesis import settings as how
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+import config
+from config import FROM_FILE, KIB, MIB, SECRETS, SETTINGS, Bounds, BrokerConfig, Config, Logs, TLSConfig
+from errors import ConfigError
+
+SECRET = f"hush-{secrets.token_hex(8)}"
+KEY_PEM = "-----BEGIN {} KEY-----\n".format("PRIVATE")
+ENCRYPTED_KEY_PEM = "-----BEGIN {} KEY-----\n".format("ENCRYPTED PRIVATE")
+CERT_PEM = "-----BEGIN CERTIFICATE-----\n"
+
+posix = pytest.mark.skipif(os.name != "posix", reason="only POSIX has modes of files")
+
+
+def read(**variables: str) -> Config:
+    return Config.from_env(variables, env_file=None)
+
+
+def problems(variables: dict[str, str], env_file: Path | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env(variables, env_file=env_file)
+    return str(caught.value).splitlines()
+
+
+def private(path: Path, text: str | bytes) -> str:
+    """Write a file that only its owner can read, and return its name."""
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    path.chmod(0o600)
+    return str(path)
+
+
+# Defaults
+
+
+def test_nothing_set_is_a_plain_broker_on_this_machine_and_no_warning() -> None:
+    settings = read()
+
+    assert settings == Config(broker=BrokerConfig(client_id=settings.broker.client_id))
+
+
+def test_the_sections_can_be_made_without_an_environment() -> None:
+    assert BrokerConfig(host="127.0.0.1", port=1234).url == "mqtt://127.0.0.1:1234"
+    assert Bounds() == read().bounds
+    assert Logs() == read().logs
+
+
+def test_settings_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        read().access_mode = "admin"  # type: ignore[misc] # what must not work
+
+
+def test_the_process_environment_and_the_env_file_beside_the_server_are_read_unless_others_are_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MQTT_BROKER", "from-the-process")
+
+    assert Config.from_env(env_file=None).broker.host == "from-the-process"
+    assert (
+        inspect.signature(Config.from_env).parameters["env_file"].default
+        == Path(inspect.getfile(config)).parent / ".env"
+    )
+
+
+def test_a_client_id_is_random_unless_it_is_set() -> None:
+    first, second, fixed = read().broker, read().broker, read(MQTT_CLIENT_ID="plant-7").broker
+
+    assert re.fullmatch(r"coreflux-mcp-[0-9a-f]{8}", first.client_id)
+    assert first.client_id != second.client_id
+    assert not first.client_id_fixed
+    assert (fixed.client_id, fixed.client_id_fixed) == ("plant-7", True)
+
+
+# One value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "where", "value"),
+    [
+        ("MQTT_PORT", "1", "broker.port", 1),
+        ("MQTT_PORT", "65535", "broker.port", 65_535),
+        ("MQTT_PORT", " 1884\t", "broker.port", 1884),
+        ("MQTT_USER", " plant ", "broker.user", "plant"),
+        ("MQTT_USER", "u" * 65_535, "broker.user", "u" * 65_535),
+        ("MQTT_USER", "Jürgen", "broker.user", "Jürgen"),
+        ("MQTT_CLIENT_ID", "c" * 65_535, "broker.client_id", "c" * 65_535),
+        ("MQTT_PROTOCOL", "AUTO", "broker.protocol", "auto"),
+        ("MQTT_PROTOCOL", "5", "broker.protocol", "5"),
+        ("MQTT_PROTOCOL", "3.1.1", "broker.protocol", "3.1.1"),
+        ("MQTT_TRANSPORT", "WebSockets", "broker.transport", "websockets"),
+        ("MQTT_TRANSPORT", "tcp", "broker.transport", "tcp"),
+        ("MQTT_WS_PATH", "/", "broker.ws_path", "/"),
+        ("MQTT_WS_PATH", "/a/%20b;c=1", "broker.ws_path", "/a/%20b;c=1"),
+        ("MQTT_KEEPALIVE_S", "5", "broker.keepalive_s", 5),
+        ("MQTT_KEEPALIVE_S", "65535", "broker.keepalive_s", 65_535),
+        ("MQTT_SESSION_EXPIRY_S", "0", "broker.session_expiry_s", 0),
+        ("MQTT_SESSION_EXPIRY_S", "4294967295", "broker.session_expiry_s", 4_294_967_295),
+        ("MQTT_CONNECT_TIMEOUT_S", "1", "broker.connect_timeout_s", 1),
+        ("MQTT_CONNECT_TIMEOUT_S", "300", "broker.connect_timeout_s", 300),
+        ("ACCESS_MODE", "read", "access_mode", "read"),
+        ("ACCESS_MODE", "Admin", "access_mode", "admin"),
+        ("MAX_PAYLOAD_BYTES", "1", "bounds.max_payload_bytes", 1),
+        ("MAX_PAYLOAD_BYTES", "255MiB", "bounds.max_payload_bytes", 255 * MIB),
+        ("BUFFER_MAX_MESSAGES", "1", "bounds.buffer_max_messages", 1),
+        ("BUFFER_MAX_MESSAGES", "10000000", "bounds.buffer_max_messages", 10_000_000),
+        ("BUFFER_MAX_BYTES", "1024", "bounds.buffer_max_bytes", KIB),
+        ("BUFFER_MAX_BYTES", "1024 GiB", "bounds.buffer_max_bytes", 2**40),
+        ("BUFFER_MAX_BYTES", "64MiB", "bounds.buffer_max_bytes", 64 * MIB),
+        ("BUFFER_MAX_BYTES", "16 kib", "bounds.buffer_max_bytes", 16 * KIB),
+        ("BUFFER_MAX_BYTES", "1MB", "bounds.buffer_max_bytes", 1_000_000),
+        ("BUFFER_MAX_BYTES", "2 kB", "bounds.buffer_max_bytes", 2_000),
+        ("BUFFER_MAX_BYTES", "1 GB", "bounds.buffer_max_bytes", 10**9),
+        ("BUFFER_MAX_BYTES", "2048 B", "bounds.buffer_max_bytes", 2_048),
+        ("RESULT_MAX_BYTES", "1 KiB", "bounds.result_max_bytes", KIB),
+        ("RESULT_MAX_BYTES", "1 MiB", "bounds.result_max_bytes", MIB),
+        ("LOG_LEVEL", "debug", "logs.level", "DEBUG"),
+        ("LOG_LEVEL", "NONE", "logs.level", "NONE"),
+        ("LOG_FORMAT", "JSON", "logs.format", "json"),
+        ("LOG_FILE", "bridge.log", "logs.file", Path("bridge.log")),
+        ("LOG_FILE", "~/bridge.log", "logs.file", Path.home() / "bridge.log"),
+    ],
+)
+def test_an_accepted_value_arrives(name: str, text: str, where: str, value: object) -> None:
+    assert operator.attrgetter(where)(read(**{name: text})) == value
+
+
+WHOLE_NUMBER = "expected a whole number from {} to {}."
+SIZE = "expected a size like 4096, 16 KiB or 64MiB, from {} to {}."
+FLAG = "expected true or false, yes or no, on or off, 1 or 0."
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("MQTT_PORT", "0", WHOLE_NUMBER.format(1, 65_535)),
+        ("MQTT_PORT", "65536", WHOLE_NUMBER.format(1, 65_535)),
+        ("MQTT_PORT", "tcp://10.0.0.1:1883", WHOLE_NUMBER.format(1, 65_535)),  # Kubernetes, for a service named mqtt
+        ("MQTT_KEEPALIVE_S", "4", WHOLE_NUMBER.format(5, 65_535)),
+        ("MQTT_KEEPALIVE_S", "65536", WHOLE_NUMBER.format(5, 65_535)),
+        ("MQTT_KEEPALIVE_S", "nan", WHOLE_NUMBER.format(5, 65_535)),
+        ("MQTT_SESSION_EXPIRY_S", "-1", WHOLE_NUMBER.format(0, 4_294_967_295)),
+        ("MQTT_SESSION_EXPIRY_S", "4294967296", WHOLE_NUMBER.format(0, 4_294_967_295)),
+        ("MQTT_CONNECT_TIMEOUT_S", "0", WHOLE_NUMBER.format(1, 300)),
+        ("MQTT_CONNECT_TIMEOUT_S", "301", WHOLE_NUMBER.format(1, 300)),
+        ("MQTT_CONNECT_TIMEOUT_S", "2.5", WHOLE_NUMBER.format(1, 300)),
+        ("BUFFER_MAX_MESSAGES", "0", WHOLE_NUMBER.format(1, 10_000_000)),
+        ("BUFFER_MAX_MESSAGES", "10000001", WHOLE_NUMBER.format(1, 10_000_000)),
+        ("BUFFER_MAX_BYTES", "1023", SIZE.format("1 KiB", "1024 GiB")),
+        ("BUFFER_MAX_BYTES", "1025 GiB", SIZE.format("1 KiB", "1024 GiB")),
+        ("BUFFER_MAX_BYTES", "64 MiB or so", SIZE.format("1 KiB", "1024 GiB")),
+        ("BUFFER_MAX_BYTES", "64 Mbit", SIZE.format("1 KiB", "1024 GiB")),
+        ("BUFFER_MAX_BYTES", "1.5 GiB", SIZE.format("1 KiB", "1024 GiB")),
+        ("BUFFER_MAX_BYTES", "-64MiB", SIZE.format("1 KiB", "1024 GiB")),
+        ("RESULT_MAX_BYTES", "1023", SIZE.format("1 KiB", "1 MiB")),
+        ("RESULT_MAX_BYTES", "1048577", SIZE.format("1 KiB", "1 MiB")),
+        ("MAX_PAYLOAD_BYTES", "0", SIZE.format("1 B", "255 MiB")),
+        ("MAX_PAYLOAD_BYTES", "256 MiB", SIZE.format("1 B", "255 MiB")),
+        ("MQTT_PROTOCOL", "4", "expected auto, 5 or 3.1.1."),
+        ("MQTT_TRANSPORT", "udp", "expected tcp or websockets."),
+        ("MQTT_WS_PATH", "mqtt", "expected a path like /mqtt."),
+        ("MQTT_WS_PATH", "/mqtt?token=1", "expected a path like /mqtt."),
+        ("MQTT_WS_PATH", "/mqtt#part", "expected a path like /mqtt."),
+        ("MQTT_WS_PATH", "/a b", "expected a path like /mqtt."),
+        ("MQTT_USER", "a\0b", "expected a text of at most 65535 bytes in UTF-8."),
+        ("MQTT_USER", "a\u200bb", "expected a text of at most 65535 bytes in UTF-8."),
+        ("MQTT_USER", "a\udcffb", "expected a text of at most 65535 bytes in UTF-8."),
+        ("MQTT_USE_TLS", "maybe", FLAG),
+        ("MQTT_TLS_INSECURE", "2", FLAG),
+        ("STRICT_PERMISSIONS", "-1", FLAG),
+        ("MQTT_TLS_MIN_VERSION", "1.1", "expected 1.2 or 1.3."),
+        ("MQTT_TLS_CIPHERS", "NO-SUCH-CIPHER", "expected an OpenSSL cipher list."),
+        ("MQTT_TLS_SERVER_NAME", "broker:8883", "expected a host name in ASCII."),
+        ("ACCESS_MODE", "root", "expected read, write or admin."),
+        ("LOG_LEVEL", "TRACE", "expected DEBUG, INFO, WARNING, ERROR, CRITICAL or NONE."),
+        ("LOG_FORMAT", "xml", "expected text or json."),
+        ("LOG_FILE", "~no-such-user-here/log", "expected the path of a file."),
+    ],
+)
+def test_a_refused_value_is_told_with_its_name_and_what_is_accepted(name: str, text: str, said: str) -> None:
+    (line,) = problems({name: text})
+
+    assert line.startswith(f"{name}={text!r}: ")
+    assert line.endswith(said)
+
+
+@pytest.mark.parametrize("name", ["MQTT_USER", "MQTT_CLIENT_ID", "MQTT_PASSWORD"])
+def test_a_text_longer_than_mqtt_can_carry_is_refused_and_not_shown_at_length(name: str) -> None:
+    (line,) = problems({name: "ü" * 32_768})
+
+    assert line.endswith("expected a text of at most 65535 bytes in UTF-8.")
+    assert len(line) < 300
+
+
+@pytest.mark.parametrize("text", ["true", "TRUE", "1", "yes", "Yes", "on", "oN"])
+def test_a_flag_is_on(text: str) -> None:
+    assert read(MQTT_USE_TLS=text).tls == TLSConfig()
+
+
+@pytest.mark.parametrize("text", ["false", "False", "0", "no", "NO", "off", "", "  "])
+def test_a_flag_is_off(text: str) -> None:
+    assert read(MQTT_USE_TLS=text).tls is None
+
+
+def test_an_empty_variable_is_not_set() -> None:
+    settings = read(**dict.fromkeys((*SETTINGS, *(f"{name}_FILE" for name in FROM_FILE)), ""))
+
+    assert settings == Config(broker=BrokerConfig(client_id=settings.broker.client_id))
+
+
+def test_all_problems_are_told_at_once_a_line_each(tmp_path: Path) -> None:
+    lines = problems(
+        {
+            "MQTT_PORT": "0",
+            "MQTT_BROKER": "not a host",
+            "MQTT_CA_CERT": str(tmp_path / "missing.pem"),
+            "MQTT_USE_TLS": "no",
+            "MQTT_PASSWORD": SECRET,
+            "MQTT_PASSWORD_FILE": str(tmp_path / "missing"),
+            "LOG_LEVEL": "LOUD",
+        }
+    )
+
+    assert [re.match(r"\w+", line)[0] for line in lines] == [  # type: ignore[index] # each begins with a name
+        "MQTT_PASSWORD",
+        "LOG_LEVEL",
+        "MQTT_BROKER",
+        "MQTT_CA_CERT",
+        "MQTT_PORT",
+        "MQTT_CA_CERT",
+    ]
+
+
+# The broker's address
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("broker", "mqtt://broker:1883"),
+        ("Broker.Example.com.", "mqtt://Broker.Example.com.:1883"),
+        ("my_service", "mqtt://my_service:1883"),
+        ("broker:1884", "mqtt://broker:1884"),
+        ("broker:1", "mqtt://broker:1"),
+        ("broker:65535", "mqtt://broker:65535"),
+        ("192.0.2.7", "mqtt://192.0.2.7:1883"),
+        ("192.0.2.7:1884", "mqtt://192.0.2.7:1884"),
+        ("::1", "mqtt://[::1]:1883"),
+        ("[::1]", "mqtt://[::1]:1883"),
+        ("[::1]:1884", "mqtt://[::1]:1884"),
+        ("fe80::1%eth0", "mqtt://[fe80::1%eth0]:1883"),
+        ("mqtt://broker", "mqtt://broker:1883"),
+        ("mqtt://broker/", "mqtt://broker:1883"),
+        ("MQTT://broker:1884", "mqtt://broker:1884"),
+        ("tcp://broker", "mqtt://broker:1883"),
+        ("mqtts://broker", "mqtts://broker:8883"),
+        ("ssl://broker:8884", "mqtts://broker:8884"),
+        ("tls://[2001:db8::1]", "mqtts://[2001:db8::1]:8883"),
+        ("ws://broker", "ws://broker:80/mqtt"),
+        ("ws://broker/", "ws://broker:80/mqtt"),
+        ("ws://broker:9001/a/b", "ws://broker:9001/a/b"),
+        ("wss://broker", "wss://broker:443/mqtt"),
+        ("mqtt://user:pass@broker:1884", "mqtt://broker:1884"),
+        ("user@broker", "mqtt://broker:1883"),
+        ("embedded:1883", "mqtt://embedded:1883"),  # a host of that name
+        (".".join(["a" * 63] * 3 + ["b" * 61]), f"mqtt://{'.'.join(['a' * 63] * 3 + ['b' * 61])}:1883"),  # 253 long
+        ("xn--bcher-kva.example", "mqtt://xn--bcher-kva.example:1883"),
+    ],
+)
+def test_a_broker_is_understood_as_people_write_it(text: str, url: str) -> None:
+    assert read(MQTT_BROKER=text).broker.url == url
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a host",
+        "mqtt://",
+        "mqtt:///topic",
+        "mqtt://broker/topic",
+        "broker/topic",
+        "http://broker",
+        "://broker",
+        "broker:",
+        "broker:0",
+        "broker:65536",
+        "broker:1883:1884",
+        "[::1",
+        "[broker]",
+        "[::1]1883",
+        "1.2.3",
+        "256.1.1.1",
+        ":::",
+        "fe80::1%eth 0",
+        "[fe80::1%eth/0]",
+        "-broker",
+        "broker-.example",
+        "a..b",
+        ".",
+        "a" * 64,
+        ".".join(["a" * 63] * 3 + ["b" * 62]),  # 254 long
+        "bücher.example",
+        "wss://broker/a?b=c",
+        "wss://broker/a#b",
+        "wss://broker/a b",
+        "mqtt://us%FFer@broker",
+        "mqtt://us%00er@broker",
+        "bro\u200bker",
+    ],
+)
+def test_what_is_no_address_is_refused(text: str) -> None:
+    (line,) = problems({"MQTT_BROKER": text})
+
+    assert line.startswith("MQTT_BROKER")
+    assert "expected a host name in ASCII or an IP address, with :PORT or without" in line
+
+
+def test_an_international_host_name_is_refused_with_what_would_help() -> None:
+    assert "xn--" in problems({"MQTT_BROKER": "bücher.example"})[0]
+
+
+def test_a_refused_address_is_shown_when_it_cannot_hold_a_password() -> None:
+    assert problems({"MQTT_BROKER": "mqtt://broker:70000"})[0].startswith("MQTT_BROKER='mqtt://broker:70000': ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "mqtt://user:{}@bad host",
+        "mqtt://user:{}@broker:0",
+        "mqtt://user:a@{}@bad host",
+        "http://user:{}@broker",
+        "user:{}@bad host",
+        "mqtt://user:{}",  # the host forgotten
+        "mqtt://user:a/{}@broker",  # not percent-encoded
+        "mqtt://user:a#{}@broker",
+        "mqtt://user:a?{}@broker",
+        "ws://broker/mqtt?password={}",
+        "ws://broker/mqtt#{}",
+        "mqtt://user:{}%FF@broker",
+    ],
+)
+def test_a_password_in_a_refused_address_is_not_shown(text: str) -> None:
+    (line,) = problems({"MQTT_BROKER": text.format(SECRET)})
+
+    assert line.startswith("MQTT_BROKER (not shown): ")
+    assert SECRET not in line
+
+
+@pytest.mark.parametrize(
+    ("text", "user", "password", "known"),
+    [
+        ("mqtt://plant:secret@broker", "plant", "secret", ("secret",)),
+        ("mqtt://pl%40nt:p%3A%2Fw@broker", "pl@nt", "p:/w", ("p:/w", "p%3A%2Fw")),
+        ("mqtt://plant:p:w@broker", "plant", "p:w", ("p:w",)),
+        ("mqtt://plant:p@w@broker", "plant", "p@w", ("p@w",)),
+        ("mqtt://plant@broker", "plant", None, ()),
+        ("mqtt://plant:@broker", "plant", None, ()),
+        ("mqtt://:secret@broker", None, "secret", ("secret",)),
+    ],
+)
+def test_a_login_in_the_url_is_decoded_and_known_in_both_spellings(
+    text: str, user: str | None, password: str | None, known: tuple[str, ...]
+) -> None:
+    settings = read(MQTT_BROKER=text)
+
+    assert settings.broker.user == user
+    assert settings.broker.password == (SecretStr(password) if password else None)
+    assert settings.secrets() == known
+
+
+@pytest.mark.parametrize(
+    ("transport", "tls", "port"),
+    [("tcp", "false", 1883), ("tcp", "true", 8883), ("websockets", "false", 80), ("websockets", "true", 443)],
+)
+def test_the_port_follows_from_transport_and_tls_unless_it_is_set(transport: str, tls: str, port: int) -> None:
+    chosen = {"MQTT_TRANSPORT": transport, "MQTT_USE_TLS": tls}
+
+    assert read(**chosen).broker.port == port
+    assert read(**chosen, MQTT_PORT="7777").broker.port == 7777
+
+
+def test_the_path_of_a_url_that_has_none_can_be_set() -> None:
+    assert read(MQTT_BROKER="ws://broker/", MQTT_WS_PATH="/a").broker.url == "ws://broker:80/a"
+
+
+def test_a_plain_url_does_not_forbid_tls() -> None:
+    assert read(MQTT_BROKER="mqtt://broker", MQTT_USE_TLS="true").broker.url == "mqtts://broker:8883"
+
+
+@pytest.mark.parametrize("text", ["embedded", "Embedded"])
+def test_the_embedded_broker_is_on_loopback_and_on_a_free_port_unless_one_is_set(text: str) -> None:
+    free, fixed = read(MQTT_BROKER=text).broker, read(MQTT_BROKER=text, MQTT_PORT="1884").broker
+
+    assert (free.embedded, free.host, free.port) == (True, "127.0.0.1", 0)
+    assert (fixed.embedded, fixed.host, fixed.port) == (True, "127.0.0.1", 1884)
+
+
+@pytest.mark.parametrize(
+    ("broker", "name", "agrees", "contradicts"),
+    [
+        ("broker:1884", "MQTT_PORT", "1884", "1883"),
+        ("mqtt://broker:1884", "MQTT_PORT", "1884", "1885"),
+        ("mqtts://broker", "MQTT_USE_TLS", "true", "false"),
+        ("wss://broker", "MQTT_USE_TLS", "true", "false"),
+        ("ws://broker", "MQTT_TRANSPORT", "websockets", "tcp"),
+        ("mqtt://broker", "MQTT_TRANSPORT", "tcp", "websockets"),
+        ("ws://broker/a", "MQTT_WS_PATH", "/a", "/b"),
+        ("mqtts://plant@broker", "MQTT_USER", "plant", "Plant"),
+        (f"mqtts://plant:{SECRET}@broker", "MQTT_PASSWORD", SECRET, f"other-{SECRET}"),
+        ("embedded", "MQTT_TRANSPORT", "tcp", "websockets"),
+        ("embedded", "MQTT_USE_TLS", "false", "true"),
+    ],
+)
+def test_a_setting_may_repeat_the_address_but_not_contradict_it(
+    broker: str, name: str, agrees: str, contradicts: str
+) -> None:
+    read(**{"MQTT_BROKER": broker, name: agrees})
+    (line,) = problems({"MQTT_BROKER": broker, name: contradicts})
+
+    assert name in line
+    assert "MQTT_BROKER" in line
+    assert SECRET not in line
+
+
+# Secrets
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_no_secret_is_shown_by_printing_the_settings(name: str) -> None:
+    settings = read(**{name: SECRET, "MQTT_USE_TLS": "true"})
+
+    assert settings.secrets() == (SECRET,)
+    assert SECRET not in repr(settings)
+
+
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("text", ["\udcff{}", "{}" + "x" * 65_536])
+def test_a_refused_secret_is_not_shown(name: str, text: str) -> None:
+    (line,) = problems({name: text.format(SECRET)})
+
+    assert line.startswith(f"{name} (not shown): ")
+    assert SECRET not in line
+
+
+def test_the_longest_secret_mqtt_can_carry_is_accepted() -> None:
+    assert read(MQTT_USER="plant", MQTT_PASSWORD="p" * 65_535).secrets() == ("p" * 65_535,)
+
+
+@pytest.mark.parametrize(
+    ("content", "secret"),
+    [
+        ("secret", "secret"),
+        ("secret\n", "secret"),
+        ("secret\r\n", "secret"),
+        ("secret\n\n", "secret\n"),
+        ("secret\r", "secret\r"),
+        (" secret \n", " secret "),
+        ("a\nb\n", "a\nb"),
+        ("Schlüssel\n", "Schlüssel"),
+        ("\ufeffsecret", "\ufeffsecret"),
+    ],
+)
+def test_a_secret_file_is_taken_as_it_is_but_for_its_last_line_break(tmp_path: Path, content: str, secret: str) -> None:
+    file = private(tmp_path / "password", content)
+
+    assert read(MQTT_USER="plant", MQTT_PASSWORD_FILE=file).secrets() == (secret,)
+
+
+@pytest.mark.parametrize("name", FROM_FILE)
+def test_each_secret_and_the_user_can_come_from_a_file(tmp_path: Path, name: str) -> None:
+    file = private(tmp_path / "value", SECRET)
+
+    settings = read(**{f"{name}_FILE": file, "MQTT_USE_TLS": "true"})
+
+    assert SECRET in {*settings.secrets(), settings.broker.user}
+
+
+def test_white_space_around_a_secret_is_kept_and_around_a_user_is_not(tmp_path: Path) -> None:
+    file = private(tmp_path / "user", " plant \n")
+
+    assert read(MQTT_PASSWORD=" secret ", MQTT_USER=" plant ").secrets() == (" secret ",)
+    assert read(MQTT_USER_FILE=file).broker.user == "plant"
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"", "the file is empty"),
+        (b"\n", "the file is empty"),
+        (b"\r\n", "the file is empty"),
+        (b"p\xff\n", "it is not UTF-8"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_secret_file_that_cannot_be_used_is_told_with_its_name_and_the_cause(
+    tmp_path: Path, content: bytes | None, cause: str
+) -> None:
+    file = tmp_path / "password"
+    if content is not None:
+        private(file, content)
+
+    assert problems({"MQTT_PASSWORD_FILE": str(file)}) == [
+        f"MQTT_PASSWORD_FILE={str(file)!r}: {cause}; expected a file that holds MQTT_PASSWORD."
+    ]
+
+
+def test_a_directory_is_no_secret_file(tmp_path: Path) -> None:
+    assert "Is a directory" in problems({"MQTT_PASSWORD_FILE": str(tmp_path)})[0]
+
+
+@pytest.mark.parametrize("file", ["a\0b", "\ud800", "~no-such-user-here/password"])
+def test_a_name_that_no_file_can_have_is_told(file: str) -> None:
+    assert problems({"MQTT_PASSWORD_FILE": file})[0].startswith(f"MQTT_PASSWORD_FILE={file!r}: ")
+
+
+@pytest.mark.parametrize("name", FROM_FILE)
+def test_a_value_and_a_file_for_it_in_one_place_contradict_each_other(tmp_path: Path, name: str) -> None:
+    file = private(tmp_path / "value", SECRET)
+    env_file = private(tmp_path / ".env", f"{name}=here\n{name}_FILE={file}\n")
+    said = [f"{name} and {name}_FILE are both set: keep one of them."]
+
+    assert problems({name: "here", f"{name}_FILE": file}) == said
+    assert problems({}, Path(env_file)) == said
+
+
+@pytest.mark.parametrize(
+    ("environment", "dotenv", "credential", "password"),
+    [
+        ("value", "value", "value", "environment"),
+        ("file", "value", "value", "environment"),
+        ("value", "file", "value", "environment"),
+        ("value", "missing file", None, "environment"),
+        ("empty", "value", "value", "dotenv"),
+        (None, "file", "value", "dotenv"),
+        (None, None, "value", "credential"),
+        ("empty", "empty", "value", "credential"),
+    ],
+)
+def test_the_environment_wins_over_the_env_file_and_that_over_credentials(
+    tmp_path: Path, environment: str | None, dotenv: str | None, credential: str | None, password: str
+) -> None:
+    def say(place: str, how: str | None) -> dict[str, str]:
+        match how:
+            case "value":
+                return {"MQTT_PASSWORD": place}
+            case "empty":
+                return {"MQTT_PASSWORD": "", "MQTT_PASSWORD_FILE": ""}
+            case "file":
+                return {"MQTT_PASSWORD_FILE": private(tmp_path / place, place)}
+            case "missing file":
+                return {"MQTT_PASSWORD_FILE": str(tmp_path / "missing")}
+        return {}
+
+    env_file = tmp_path / ".env"
+    private(env_file, "".join(f"{name}={value}\n" for name, value in say("dotenv", dotenv).items()))
+    if credential:
+        private(tmp_path / "MQTT_PASSWORD", "credential")
+
+    settings = Config.from_env(
+        say("environment", environment) | {"CREDENTIALS_DIRECTORY": str(tmp_path)}, env_file=env_file
+    )
+
+    assert settings.secrets() == (password,)
+
+
+def test_credentials_are_only_looked_for_where_the_environment_says(tmp_path: Path) -> None:
+    private(tmp_path / "MQTT_PASSWORD", SECRET)
+    private(tmp_path / "MQTT_BROKER", "elsewhere")
+    env_file = Path(private(tmp_path / ".env", f"CREDENTIALS_DIRECTORY={tmp_path}\n"))
+
+    assert Config.from_env({}, env_file=env_file).secrets() == ()
+    assert read(CREDENTIALS_DIRECTORY=str(tmp_path)).secrets() == (SECRET,)
+    assert read(CREDENTIALS_DIRECTORY=str(tmp_path)).broker.host == "localhost"
+    assert read(CREDENTIALS_DIRECTORY=str(tmp_path / "missing")).secrets() == ()
+
+
+def test_a_credential_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    private(tmp_path / "MQTT_PASSWORD", "\n")
+    (tmp_path / "MQTT_USER").mkdir()
+
+    assert problems({"CREDENTIALS_DIRECTORY": str(tmp_path)}) == [
+        "MQTT_USER in $CREDENTIALS_DIRECTORY: Is a directory; expected a file that holds MQTT_USER.",
+        "MQTT_PASSWORD in $CREDENTIALS_DIRECTORY: the file is empty; expected a file that holds MQTT_PASSWORD.",
+    ]
+
+
+# Files that others can read
+
+
+@posix
+@pytest.mark.parametrize(
+    ("mode", "exposed"), [(0o600, False), (0o400, False), (0o640, True), (0o604, True), (0o622, False)]
+)
+@pytest.mark.parametrize("name", ["MQTT_PASSWORD_FILE", "MQTT_CLIENT_KEY", "MQTT_CLIENT_CERT"])
+def test_a_secret_that_others_can_read_is_a_warning_and_a_problem_when_strict(
+    tmp_path: Path, name: str, mode: int, *, exposed: bool
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(KEY_PEM)
+    file.chmod(mode)
+    chosen = {"MQTT_USER": "plant", "MQTT_USE_TLS": "true", "MQTT_CLIENT_CERT": private(tmp_path / "cert", KEY_PEM)}
+    chosen[name] = str(file)
+    said = [f"{name}={str(file)!r} can be read by others (mode {mode:o}): run chmod 600 on it."] if exposed else []
+
+    assert read(**chosen).warnings == tuple(said)
+    if exposed:
+        assert problems(chosen | {"STRICT_PERMISSIONS": "true"}) == said
+    else:
+        read(**chosen, STRICT_PERMISSIONS="true")
+
+
+@posix
+@pytest.mark.parametrize(("mode", "exposed"), [(0o440, False), (0o444, True)])
+def test_a_credential_may_be_open_to_its_group_as_systemd_makes_it(tmp_path: Path, mode: int, *, exposed: bool) -> None:
+    file = tmp_path / "MQTT_PASSWORD"
+    file.write_text(SECRET)
+    file.chmod(mode)
+
+    warnings = read(MQTT_USER="plant", CREDENTIALS_DIRECTORY=str(tmp_path)).warnings
+
+    assert warnings == (
+        ("MQTT_PASSWORD in $CREDENTIALS_DIRECTORY can be read by others (mode 444): run chmod 600 on it.",)
+        if exposed
+        else ()
+    )
+
+
+@posix
+@pytest.mark.parametrize(
+    ("line", "exposed"),
+    [
+        ("MQTT_PASSWORD=x", True),
+        ("MQTT_PASSWORD=", False),
+        ("MQTT_BROKER=mqtt://plant:x@localhost", True),
+        ("MQTT_BROKER=mqtt://localhost", False),
+    ],
+)
+def test_an_env_file_that_others_can_read_is_told_when_it_holds_a_secret(
+    tmp_path: Path, line: str, *, exposed: bool
+) -> None:
+    env_file = tmp_path / ".env"
+    env_file.write_text(f"{line}\nMQTT_USER=plant\n")
+    env_file.chmod(0o644)
+    said = [f"{env_file} can be read by others (mode 644): run chmod 600 on it."] if exposed else []
+
+    assert Config.from_env({}, env_file=env_file).warnings == tuple(said)
+    if exposed:
+        assert problems({"STRICT_PERMISSIONS": "true"}, env_file) == said
+
+
+@posix
+def test_a_certificate_beside_its_key_is_no_secret(tmp_path: Path) -> None:
+    cert = tmp_path / "cert.pem"
+    cert.write_text(CERT_PEM)
+    cert.chmod(0o644)
+    key = private(tmp_path / "key.pem", KEY_PEM)
+
+    assert read(MQTT_CLIENT_CERT=str(cert), MQTT_CLIENT_KEY=key, STRICT_PERMISSIONS="true").warnings == ()
+
+
+@posix
+def test_a_user_name_in_a_file_is_no_secret(tmp_path: Path) -> None:
+    file = tmp_path / "user"
+    file.write_text("plant")
+    file.chmod(0o644)
+
+    assert read(MQTT_USER_FILE=str(file), STRICT_PERMISSIONS="true").warnings == ()
+
+
+# TLS
+
+
+def test_every_tls_setting_arrives(tmp_path: Path) -> None:
+    ca, cert, key = (private(tmp_path / name, text) for name, text in (("ca", ""), ("cert", ""), ("key", KEY_PEM)))
+
+    tls = read(
+        MQTT_USE_TLS="true",
+        MQTT_CA_CERT=ca,
+        MQTT_CLIENT_CERT=cert,
+        MQTT_CLIENT_KEY=key,
+        MQTT_CLIENT_KEY_PASSWORD=SECRET,
+        MQTT_TLS_MIN_VERSION="1.3",
+        MQTT_TLS_CIPHERS="ECDHE+AESGCM",
+        MQTT_TLS_SERVER_NAME="broker.example",
+        MQTT_TLS_INSECURE="true",
+    ).tls
+
+    assert tls == TLSConfig(
+        ca_cert=Path(ca),
+        client_cert=Path(cert),
+        client_key=Path(key),
+        client_key_password=SecretStr(SECRET),
+        min_version="1.3",
+        ciphers="ECDHE+AESGCM",
+        server_name="broker.example",
+        insecure=True,
+    )
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    ca = private(tmp_path / "ca.pem", CERT_PEM)
+
+    assert read(MQTT_CA_CERT="~/ca.pem").tls == TLSConfig(ca_cert=Path(ca))
+
+
+@pytest.mark.parametrize("name", ["MQTT_CA_CERT", "MQTT_CLIENT_CERT"])
+def test_a_certificate_asks_for_tls_and_cannot_be_had_without(tmp_path: Path, name: str) -> None:
+    file = private(tmp_path / "both.pem", CERT_PEM + KEY_PEM)
+
+    assert read(**{name: file}).tls is not None
+    assert problems({name: file, "MQTT_USE_TLS": "false"}) == [
+        f"{name} asks for TLS and MQTT_USE_TLS=false forbids it: change one."
+    ]
+
+
+@pytest.mark.parametrize("name", ["MQTT_CA_CERT", "MQTT_CLIENT_CERT", "MQTT_CLIENT_KEY"])
+def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path, name: str) -> None:
+    missing = tmp_path / "missing.pem"
+    others = {"MQTT_CLIENT_CERT": private(tmp_path / "both.pem", CERT_PEM + KEY_PEM)}
+
+    assert problems(others | {name: str(missing)}) == [
+        f"{name}={str(missing)!r}: No such file or directory; expected the path of a readable PEM file."
+    ]
+    assert "Is a directory" in problems(others | {name: str(tmp_path)})[0]
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "password", "said"),
+    [
+        (CERT_PEM + KEY_PEM, None, None, None),
+        (CERT_PEM, KEY_PEM, None, None),
+        (CERT_PEM, None, None, "MQTT_CLIENT_CERT={cert!r}: there is no private key in it"),
+        (CERT_PEM, CERT_PEM, None, "MQTT_CLIENT_KEY={key!r}: there is no private key in it"),
+        (None, KEY_PEM, None, "MQTT_CLIENT_KEY is set without MQTT_CLIENT_CERT"),
+        (CERT_PEM, ENCRYPTED_KEY_PEM, None, "MQTT_CLIENT_KEY={key!r}: the private key is encrypted"),
+        (CERT_PEM + ENCRYPTED_KEY_PEM, None, None, "MQTT_CLIENT_CERT={cert!r}: the private key is encrypted"),
+        (CERT_PEM, ENCRYPTED_KEY_PEM, SECRET, None),
+    ],
+)
+def test_a_client_certificate_and_its_key_belong_together(
+    tmp_path: Path, cert: str | None, key: str | None, password: str | None, said: str | None
+) -> None:
+    chosen = {"MQTT_CLIENT_KEY_PASSWORD": password or ""}
+    if cert:
+        chosen["MQTT_CLIENT_CERT"] = private(tmp_path / "cert.pem", cert)
+    if key:
+        chosen["MQTT_CLIENT_KEY"] = private(tmp_path / "key.pem", key)
+
+    if said is None:
+        assert read(**chosen).warnings == ()
+    else:
+        (line,) = problems(chosen)
+        assert line.startswith(said.format(cert=chosen.get("MQTT_CLIENT_CERT"), key=chosen.get("MQTT_CLIENT_KEY")))
+
+
+# Warnings
+
+UNENCRYPTED = "The broker login travels unencrypted to {}: set MQTT_USE_TLS=true."
+NO_EFFECT = "{} has no effect without TLS: set MQTT_USE_TLS=true."
+
+
+@pytest.mark.parametrize(
+    ("variables", "warning"),
+    [
+        ({"MQTT_BROKER": "broker", "MQTT_USER": "u"}, UNENCRYPTED.format("broker")),
+        ({"MQTT_BROKER": "ws://u@broker"}, UNENCRYPTED.format("broker")),
+        ({"MQTT_BROKER": "128.0.0.1", "MQTT_USER": "u"}, UNENCRYPTED.format("128.0.0.1")),
+        ({"MQTT_BROKER": "localhost.example", "MQTT_USER": "u"}, UNENCRYPTED.format("localhost.example")),
+        ({"MQTT_BROKER": "broker", "MQTT_PASSWORD": "p", "MQTT_PROTOCOL": "5"}, UNENCRYPTED.format("broker")),
+        ({"MQTT_BROKER": "broker"}, None),
+        ({"MQTT_BROKER": "mqtts://u:p@broker"}, None),
+        ({"MQTT_BROKER": "localhost", "MQTT_USER": "u"}, None),
+        ({"MQTT_BROKER": "LocalHost.", "MQTT_USER": "u"}, None),
+        ({"MQTT_BROKER": "broker.localhost", "MQTT_USER": "u"}, None),
+        ({"MQTT_BROKER": "127.9.9.9", "MQTT_USER": "u"}, None),
+        ({"MQTT_BROKER": "::1", "MQTT_USER": "u"}, None),
+        ({"MQTT_BROKER": "embedded", "MQTT_USER": "u"}, None),
+        (
+            {"MQTT_PASSWORD": "p"},
+            "MQTT_PASSWORD without MQTT_USER needs MQTT 5, which not every broker speaks: set both.",
+        ),
+        ({"MQTT_PASSWORD": "p", "MQTT_PROTOCOL": "5"}, None),
+        ({"MQTT_PASSWORD": "p", "MQTT_USER": "u"}, None),
+        (
+            {"MQTT_SESSION_EXPIRY_S": "1"},
+            "MQTT_SESSION_EXPIRY_S has no effect without MQTT_CLIENT_ID: a random client id cannot resume a session.",
+        ),
+        ({"MQTT_SESSION_EXPIRY_S": "1", "MQTT_CLIENT_ID": "c"}, None),
+        ({"MQTT_SESSION_EXPIRY_S": "0"}, None),
+        (
+            {"MQTT_USE_TLS": "true", "MQTT_TLS_INSECURE": "true"},
+            "MQTT_TLS_INSECURE=true: whoever is on the way to the broker can read and change everything.",
+        ),
+        ({"MQTT_USE_TLS": "true", "MQTT_TLS_INSECURE": "false"}, None),
+        ({"MQTT_TLS_INSECURE": "true"}, NO_EFFECT.format("MQTT_TLS_INSECURE")),
+        ({"MQTT_TLS_MIN_VERSION": "1.3"}, NO_EFFECT.format("MQTT_TLS_MIN_VERSION")),
+        ({"MQTT_TLS_MIN_VERSION": "1.2"}, None),
+        ({"MQTT_TLS_CIPHERS": "ECDHE+AESGCM"}, NO_EFFECT.format("MQTT_TLS_CIPHERS")),
+        ({"MQTT_TLS_SERVER_NAME": "broker"}, NO_EFFECT.format("MQTT_TLS_SERVER_NAME")),
+        ({"MQTT_CLIENT_KEY_PASSWORD": "p"}, NO_EFFECT.format("MQTT_CLIENT_KEY_PASSWORD")),
+        ({"MQTT_WS_PATH": "/a"}, "MQTT_WS_PATH has no effect on TCP: set MQTT_TRANSPORT=websockets."),
+        ({"MQTT_WS_PATH": "/a", "MQTT_TRANSPORT": "websockets"}, None),
+        ({"MQTT_PORT": "8883"}, "Port 8883 usually expects TLS, which is off: set MQTT_USE_TLS=true."),
+        ({"MQTT_PORT": "8883", "MQTT_USE_TLS": "true"}, None),
+        ({"MQTT_PORT": "8884"}, None),
+    ],
+)
+def test_what_works_but_should_not_stay_so_is_a_warning(variables: dict[str, str], warning: str | None) -> None:
+    assert read(**variables).warnings == ((warning,) if warning else ())
+
+
+def test_a_password_without_a_user_is_refused_where_mqtt_forbids_it(tmp_path: Path) -> None:
+    alone = {"MQTT_PASSWORD": SECRET, "MQTT_PROTOCOL": "3.1.1"}
+    missing = str(tmp_path / "missing")
+
+    assert problems(alone) == ["MQTT_PASSWORD without MQTT_USER is not possible with MQTT_PROTOCOL=3.1.1: set both."]
+    assert [line.split("=")[0] for line in problems(alone | {"MQTT_USER_FILE": missing})] == ["MQTT_USER_FILE"]
+    assert read(**alone, MQTT_USER="plant").warnings == ()
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MQTT_BROKR", "MQTT_BROKER"),
+        ("MQTT_HOST", "MQTT_BROKER"),
+        ("MQTT_SERVER", "MQTT_BROKER"),
+        ("MQTT_URL", "MQTT_BROKER"),
+        ("MQTT_URI", "MQTT_BROKER"),
+        ("MQTT_BROKER_URL", "MQTT_BROKER"),
+        ("MQTT_BROKER_HOST", "MQTT_BROKER"),
+        ("MQTT_BROKER_PORT", "MQTT_PORT"),
+        ("MQTT_PROT", "MQTT_PORT"),
+        ("MQTT_USERNAME", "MQTT_USER"),
+        ("MQTT_PASWORD", "MQTT_PASSWORD"),
+        ("MQTT_PASWORD_FILE", "MQTT_PASSWORD_FILE"),
+        ("MQTT_PASS", "MQTT_PASSWORD"),
+        ("MQTT_PWD", "MQTT_PASSWORD"),
+        ("MQTT_VERSION", "MQTT_PROTOCOL"),
+        ("MQTT_CLIENTID", "MQTT_CLIENT_ID"),
+        ("MQTT_KEEPALIVE", "MQTT_KEEPALIVE_S"),
+        ("MQTT_TLS", "MQTT_USE_TLS"),
+        ("MQTT_SSL", "MQTT_USE_TLS"),
+        ("MQTT_USE_SSL", "MQTT_USE_TLS"),
+        ("MQTT_CA", "MQTT_CA_CERT"),
+        ("MQTT_CA_FILE", "MQTT_CA_CERT"),
+        ("MQTT_TLS_CA", "MQTT_CA_CERT"),
+        ("MQTT_CA_CERTS", "MQTT_CA_CERT"),
+        ("MQTT_INSECURE", "MQTT_TLS_INSECURE"),
+        ("mqtt_broker", "MQTT_BROKER"),
+        ("Mqtt_Host", "MQTT_BROKER"),
+        ("ACCESS_MOD", "ACCESS_MODE"),
+        ("BUFFER_MAX_MESSAGE", "BUFFER_MAX_MESSAGES"),
+        ("LOG_LEVL", "LOG_LEVEL"),
+        ("RESULT_MAX_BYTE", "RESULT_MAX_BYTES"),
+    ],
+)
+def test_a_misspelling_is_told_with_the_name_meant_and_without_its_value(tmp_path: Path, name: str, meant: str) -> None:
+    env_file = Path(private(tmp_path / ".env", f"{name}={SECRET}\n"))
+    said = (f"{name} is not a setting of this server and is not read: did you mean {meant}?",)
+
+    assert read(**{name: SECRET}).warnings == said
+    assert Config.from_env({}, env_file=env_file).warnings == said
+    assert Config.from_env({name: "1"}, env_file=env_file).warnings == said
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LOG_DIR",
+        "LOG_PATH",
+        "LOG_COLOR",
+        "LOGLEVEL",
+        "ACCESS_TOKEN",
+        "ACCESS_KEY",
+        "BUFFER_SIZE",
+        "MAX_WORKERS",
+        "MQTT_TOPIC",
+        "MQTT_QOS",
+        "MQTT_TOPIC_PREFIX",
+        "MQTT_SERVICE_HOST",
+        "MCP_TIMEOUT",
+        "MCP_DEBUG",
+        "PATH",
+        # of later releases, near to names of this one
+        "MCP_TRANSPORT",
+        "MCP_PORT",
+        "MQTT_OAUTH_CLIENT_ID",
+        "MQTT_OAUTH_CLIENT_SECRET",
+        "MQTT_OAUTH_CLIENT_SECRET_FILE",
+        "MQTT_OAUTH_SCOPE",
+        "MQTT_OAUTH_TOKEN_URL",
+        "AUDIT_FILE",
+        "RATE_LIMIT_PER_S",
+        "MAX_CONCURRENT_CALLS",
+    ],
+)
+def test_a_name_of_another_program_or_a_later_release_is_left_alone(name: str) -> None:
+    assert read(**{name: "1"}).warnings == ()
+
+
+@pytest.mark.parametrize("name", sorted(set(SETTINGS) - set(FROM_FILE)))
+def test_a_file_for_what_is_no_secret_is_told(name: str) -> None:
+    assert read(**{f"{name}_FILE": "x"}).warnings == (
+        f"{name}_FILE is not read: only {', '.join(FROM_FILE)} can come from a file. Set {name}.",
+    )
+
+
+# The .env file
+
+
+def test_the_env_file_is_read_literally_and_the_environment_wins(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    private(
+        env_file,
+        "\ufeff# as Notepad writes it\r\n"
+        "export MQTT_BROKER=broker\r\n"
+        "MQTT_USER='plant 7' # why\r\n"
+        "MQTT_PASSWORD=pa$$${HOME}#word\r\n"
+        "MQTT_PORT=1884\r\n"
+        "MQTT_USE_TLS=true\r\n",
+    )
+
+    settings = Config.from_env({"HOME": "/home/x", "MQTT_PORT": "1885"}, env_file=env_file)
+
+    assert settings.broker.url == "mqtts://broker:1885"
+    assert settings.broker.user == "plant 7"
+    assert settings.secrets() == ("pa$$${HOME}#word",)
+    assert settings.warnings == ()
+
+
+def test_a_missing_env_file_is_no_problem(tmp_path: Path) -> None:
+    assert Config.from_env({}, env_file=tmp_path / ".env").broker.host == "localhost"
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("MQTT_USER plant\nMQTT_PORT=1884\n", [1]),
+        ("\n\n# comment\n\nMQTT_PASSWORD: {secret}\nMQTT_PORT=1884\n", [5]),
+        ("MQTT_USER\nMQTT_PORT=1884\n={secret}\n", [1, 3]),
+        ("MQTT_PORT=1884\r\n\r\nMQTT_PASSWORD='{secret}\r\n", [3]),
+        ("MQTT_PORT=1884\n# MQTT_USER\n\n", []),
+    ],
+)
+def test_a_line_that_cannot_be_read_is_told_by_its_number_and_not_shown(
+    tmp_path: Path, text: str, lines: list[int]
+) -> None:
+    env_file = Path(private(tmp_path / ".env", text.format(secret=SECRET)))
+
+    settings = Config.from_env({}, env_file=env_file)
+
+    assert settings.broker.port == 1884
+    assert settings.warnings == tuple(
+        f"{env_file}, line {line}: this is not NAME=value and was left out." for line in lines
+    )
+
+
+def test_an_env_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    env_file = Path(private(tmp_path / ".env", b"MQTT_USER=M\xfcller\n"))
+
+    assert problems({}, env_file) == [f"{env_file}: it is not UTF-8; expected a readable file of NAME=value lines."]
+
+
+def test_an_env_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    assert problems({}, tmp_path) == [f"{tmp_path}: Is a directory; expected a readable file of NAME=value lines."]
+
+
+EXAMPLE = Path(inspect.getfile(config)).with_name(".env.example")
+
+
+def test_the_example_lists_exactly_the_settings_each_below_a_line_of_comment() -> None:
+    commented = re.findall(r"^# .+\n([A-Z_]+)=", EXAMPLE.read_text(encoding="utf-8"), re.MULTILINE)
+
+    assert commented == list(dotenv_values(EXAMPLE)) == list(SETTINGS)
+
+
+def test_the_example_as_it_is_changes_nothing_and_warns_of_nothing() -> None:
+    settings = Config.from_env({}, env_file=EXAMPLE)
+
+    assert settings == Config(broker=BrokerConfig(client_id=settings.broker.client_id))
+
+
+# Whatever the variables hold
+
+PLAUSIBLE = [
+    "0", "1", "true", "off", "5", "1.2", "tcp", "websockets", "/mqtt", "~", "/", ".", "embedded", "::1", "[::1]:1",
+    "mqtts://h", "ws://u@h/p", "h:1883", "64 MiB", "ALL", "%00", "a\0b", "\ud800",
+]  # fmt: skip
+TEXT = st.one_of(st.sampled_from(PLAUSIBLE), st.text(max_size=20))
+A_SECRET = st.text(max_size=20).map(lambda tail: SECRET + tail)
+ADDRESSES_WITH_A_SECRET = st.tuples(
+    st.sampled_from(["mqtt://u:{}@h", "mqtt://u:{}", "u:{}@", "x://:{}@h:0", "ws://h/?{}", "mqtt://u:{}@h:1/x"]),
+    A_SECRET,
+).map(lambda parts: parts[0].format(parts[1]))
+ENVIRONMENTS = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys((*SETTINGS, *(f"{name}_FILE" for name in FROM_FILE)), TEXT)
+    | {name: st.one_of(A_SECRET, st.just("")) for name in SECRETS}
+    | {"MQTT_BROKER": st.one_of(TEXT, ADDRESSES_WITH_A_SECRET)},
+)
+
+
+def outcome(environment: dict[str, str], env_file: Path | None) -> Config | ConfigError:
+    try:
+        return Config.from_env(environment, env_file=env_file)
+    except ConfigError as exc:
+        return exc
+
+
+@how(deadline=None)  # a busy machine is no failure
+@given(ENVIRONMENTS)
+def test_any_environment_ends_in_settings_or_a_config_error_and_shows_no_secret(environment: dict[str, str]) -> None:
+    ended = outcome(environment, None)
+
+    assert SECRET not in repr(ended)
+    assert SECRET not in str(ended)
+    if isinstance(ended, ConfigError):
+        assert ended.__context__ is None  # which a traceback would show
+        assert all(line.isprintable() for line in str(ended).split("\n"))
+    else:
+        assert re.fullmatch(r"(mqtts?|wss?)://\S+:\d+\S*", ended.broker.url)
+
+
+@how(deadline=None)  # a busy machine is no failure
+@given(st.text(max_size=200).map(lambda text: text.encode(errors="surrogatepass")) | st.binary(max_size=200))
+def test_any_env_file_ends_in_settings_or_a_config_error(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes
+) -> None:
+    env_file = tmp_path_factory.getbasetemp() / "any.env"
+    env_file.write_bytes(content)
+
+    assert outcome({}, env_file)
