@@ -1,0 +1,737 @@
+"""What must not leave this process, and how it is hidden.
+
+A text is read structure first: PEM blocks, passwords in URLs, keyed values (what is the key, what is its value, where
+does it end), places with a grammar of their own, credentials with a form of their own, paths of key material.
+Known values, those of the settings, go before all that, in whatever encoding they appear.
+
+Work grows linearly with the text: a repeat is possessive, bounded, or ends at a character it cannot contain; a value that
+was read and left is at most `_LONGEST_HARMLESS` characters long, and a longer one is hidden and not read again.
+"""
+
+import base64
+import contextlib
+import copy
+import functools
+import logging
+import re
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, NamedTuple
+
+MARKER: Final = "[REDACTED]"
+CERTIFICATE_MARKER: Final = "[CERTIFICATE REDACTED]"
+PATH_MARKER: Final = "[FILE PATH REDACTED]"
+
+_LONGEST_HARMLESS: Final = 200
+_SHORTEST_KNOWN: Final = 4
+_SHORTEST_RANDOM: Final = 16
+_LOOK_BACK: Final = 64
+"""How much of the text before a key is asked what the key is."""
+_DEEPEST_EXTRA: Final = 8
+
+
+class Pattern(NamedTuple):
+    """One shape of a secret; of an expression with groups, only what its group matched is hidden."""
+
+    name: str
+    expression: str
+    hit: str
+    miss: str
+
+
+# Filler for the examples, so that no scanner takes them for real.
+_A: Final = "a7Kq2Zx9Lm4R" * 12
+_H: Final = "3fa92c7be105" * 12
+
+CREDENTIALS: Final = (
+    Pattern("JWT", r"eyJ[\w-]{8,}+(?:\.[\w-]{4,}+){1,4}+", f"eyJ{_A[:20]}.{_A[:30]}.{_A[:43]}", f"eyJ{_A[:60]}"),
+    Pattern("AWS key id", r"A(?:KIA|SIA|BIA|CCA)[A-Z0-9]{16}(?!\w)", f"AKIA{'Q7Z2' * 4}", f"AKIA{'Q7Z2' * 3}"),
+    Pattern("GitHub", r"gh[opusr]_[A-Za-z0-9]{36,}+", f"ghp_{_A[:36]}", f"ghp_{_A[:35]}"),
+    Pattern("GitHub, fine-grained", r"github_pat_\w{22,}+", f"github_pat_{_A[:82]}", "github_pat_rotation"),
+    Pattern("GitLab", r"gl[a-z]{2,6}-(?=[\w-]{0,50}\d)[\w.-]{20,}+", f"glpat-{_A[:20]}", f"glpat-{_A[:19]}"),
+    Pattern("GitLab runner", r"GR1348941[\w-]{20,}+", f"GR1348941{_A[:20]}", f"GR1348941{_A[:19]}"),
+    Pattern("Slack", r"x(?:ox[a-z]|app)-[\w-]{16,}+", f"xoxb-{_A[:24]}", f"xoxb-{_A[:15]}"),
+    Pattern("Google API key", r"AIza[\w-]{35}(?![\w-])", f"AIza{_A[:35]}", f"AIza{_A[:34]}"),
+    Pattern("Google OAuth", r"(?:ya29\.|GOCSPX-)[\w-]{20,}+", f"ya29.{_A[:60]}", f"ya29.{_A[:19]}"),
+    Pattern("Azure client secret", r"[\w~.]{3}\dQ~[\w~.-]{31,34}", f"a7K8Q~{_A[:34]}", f"a7K8Q~{_A[:30]}"),
+    Pattern("DigitalOcean", r"do[opr]_v1_[A-Za-z0-9]{40,}+", f"dop_v1_{_H[:64]}", f"dop_v1_{_H[:39]}"),
+    Pattern(
+        "OpenAI, Anthropic", r"sk-(?=[A-Za-z_-]{0,99}\d)[\w-]{20,}+", f"sk-ant-{_A[:93]}", "sk-" + "by-example-" * 3
+    ),
+    Pattern("Stripe", r"[rs]k_(?:live|test)_\w{16,}+", f"sk_live_{_A[:24]}", f"sk_live_{_A[:15]}"),
+    Pattern("SendGrid", r"SG\.[\w-]{16,32}\.[\w-]{16,64}", f"SG.{_A[:22]}.{_A[:43]}", f"SG.{_A[:22]}"),
+    Pattern("Mailgun", r"key-[0-9a-f]{32}(?!\w)", f"key-{_H[:32]}", f"key-{_H[:31]}"),
+    Pattern("Mailchimp", r"[0-9a-f]{32}-us\d{1,2}(?!\w)", f"{_H[:32]}-us12", f"{_H[:31]}-us12"),
+    Pattern("Twilio", r"SK[0-9a-f]{32}(?!\w)", f"SK{_H[:32]}", f"SK{_H[:31]}"),
+    Pattern("Telegram", r"\d{8,10}:AA[\w-]{33}(?![\w-])", f"5102938475:AA{_A[:33]}", f"5102938475:AA{_A[:32]}"),
+    Pattern("Vault", r"hv[bsr]\.[\w-]{24,}+", f"hvs.{_A[:90]}", f"hvs.{_A[:23]}"),
+    Pattern("Shopify", r"shp[a-z]{2}_[0-9a-fA-F]{32}(?!\w)", f"shpat_{_H[:32]}", f"shpat_{_H[:31]}"),
+    Pattern("Databricks", r"dapi[0-9a-f]{32}(?:-\d)?(?!\w)", f"dapi{_H[:32]}", f"dapi{_H[:31]}"),
+    Pattern("Atlassian", r"AT[AC]TT3[\w=-]{40,}+", f"ATATT3{_A[:120]}", f"ATATT3{_A[:39]}"),
+    Pattern("age", r"AGE-SECRET-KEY-1[A-Z0-9]{58}(?!\w)", f"AGE-SECRET-KEY-1{'QZ' * 29}", "AGE-SECRET-KEY-1"),
+    Pattern(
+        "an issuer's name and _",
+        r"(?:npm|hf|gsk|glsa|glc|sbp|lin_api|ntn|phc|figd|sntry[su]|whsec|aio|dckr_pat|rubygems|pscale_tkn|r8)_"
+        r"(?=[A-Za-z_-]{0,40}\d)[\w-]{28,}+",
+        f"npm_{_A[:36]}",
+        f"npm_{_A[:27]}",
+    ),
+    Pattern(
+        "an issuer's name and -",
+        r"(?:pypi|nvapi|xai|pplx|tskey-auth|xkeysib|NRAK|PMAK|sq0[a-z]{3})-(?=[A-Za-z_-]{0,40}\d)[\w-]{22,}+",
+        f"pypi-{_A[:85]}",
+        f"pypi-{_A[:21]}",
+    ),
+)
+"""Unmistakable wherever they stand: what their issuers gave a prefix and a length to be found by."""
+
+_SHELL_VALUE: Final = r"(?:\"([^\"\n]+)|'([^'\n]+)|([^\s\"'-][^\s\"']*+))"
+PLACES: Final = (
+    Pattern(
+        "Bearer",
+        r"[Bb](?i:earer)(?:[ \t]|%20){1,4}+(?![A-Za-z]?[a-z]*+(?![\w.+/=~-]))([\w.~+/=-]{6,}+)",
+        f"Bearer {_A[:20]}",
+        "Bearer authentication",
+    ),
+    Pattern(
+        "curl -u",
+        r"curl\b(?:(?!curl)[^\n]){0,400}?\s(?:-[a-zA-Z]{0,4}u|--(?:proxy-)?user)[ =]{0,4}[\"']?[\w.@%+-]{1,99}:([^\s\"']++)",
+        "curl -su bob:x https://h",
+        "curl -u bob https://h:8883",
+    ),
+    Pattern(
+        "mosquitto_sub -P",
+        rf"mosquitto_\w(?:(?!mosquitto_)[^\n]){{0,400}}?\s--?P[ =]{{0,4}}{_SHELL_VALUE}",
+        "mosquitto_sub -u bob -P x",
+        "mosquitto_sub -p 1883",
+    ),
+    Pattern(
+        "paho's username_pw_set",
+        r"username_pw_set\([^,()\n]{1,99},\s?(?:password=)?b?[\"']([^\"'\n]+)",
+        "username_pw_set('bob', 'x')",
+        "username_pw_set(user, password)",
+    ),
+    Pattern(
+        "Coreflux user commands",
+        r"-(?i:addUser|changeUserPassword)\s{1,4}[^\s\"']{1,99}\s{1,4}([^\s\"'\\]++)",
+        "-addUser bob x",
+        "-addUserToGroup bob operators",
+    ),
+    Pattern(
+        "Coreflux secrets", r"-(?i:setSecret)\s{1,4}\w{1,99}=([^\s\"'\\]++)", "-setSecret DB=x", "-removeSecret DB"
+    ),
+    Pattern(
+        "LoT secrets",
+        r"KEEP\s{1,4}SECRET\s{1,4}\\?[\"'][^\"'\n\\]{1,99}\\?[\"']\s{1,4}WITH\s{1,4}\\?[\"']([^\"'\n\\]+)",
+        'KEEP SECRET "DB" WITH "x"',
+        'GET SECRET "DB"',
+    ),
+    Pattern(
+        "Slack webhook",
+        r"hooks\.slack\.com/services/([\w/]{20,}+)",
+        f"hooks.slack.com/services/T0/B0/{_A[:24]}",
+        "hooks.slack.com/services/",
+    ),
+    Pattern(
+        "cookies",
+        r"[Cc]ookie[\"']?[:,]\s?b?[\"']?[\w.-]{1,99}=([^\s;,\"'\\]{6,}+)",
+        f"Cookie: sid={_A[:16]}",
+        "cookie: lax",
+    ),
+    Pattern(
+        "signatures",
+        r"(?i:signature|[?&]sig|response)=\\?[\"']?([\w%+/-]{24,}+={0,2})",
+        f"&sig={_A[:43]}%3D",
+        "response=none",
+    ),
+)
+"""Where a secret stands by the grammar of a tool, a header or a call, with no key that says so."""
+_PLACE_HINT = re.compile(
+    r"bearer|curl|mosquitto_|username_pw_set|-adduser|-changeuser|-setsecret|keep|slack|cookie|sig|response="
+)
+_PLACES = tuple(re.compile(row.expression) for row in PLACES)
+
+# What can hold a credential, and where in it one starts: the `n` of an escaped newline and the digits of %20 are no word.
+_LONG_WORD = re.compile(r"[A-Za-z0-9_.~:%\\=-]{20,}+")
+_CREDENTIAL = re.compile(
+    r"(?a:(?<![\w-])|(?<=\\[nrt])|(?<=%[0-9A-F][0-9A-F]))(?a:" + "|".join(row.expression for row in CREDENTIALS) + ")"
+)
+
+_PEM = re.compile(
+    r"""(?x) -----BEGIN[ ] ([A-Z0-9 ]{1,40}+) -----
+    (?: [^-]*+ (?: -(?!----(?:BEGIN|END)[ ]) [^-]*+ )*+ -----END[ ][A-Z0-9 ]{1,40}+-----    # whole
+      | (?: (?: \\{1,16}+[nrt] | [\s|>\#] ){1,40}+                                          # cut off: the lines it has
+            (?: [A-Za-z0-9+/=]{20,}+ | [A-Za-z0-9+/]{1,64}+(?: =++ | (?= ["'.…] | \s*\Z ) ) | [PD][\w-]{7,9}:[^\\\n]{0,99}+ )
+        )*+
+    )"""
+)
+_URL = re.compile(
+    r"""(?x) (?<=[A-Za-z0-9]) :(?:\\{0,3}+/){2} [^\s:/?\#"'<>\\\[]{0,256}+ : (?! \d{1,5} (?: [/?\#,;:)\]}\\"'\s] | \Z ) )
+    (?P<authority> (?: (?!://) [^\s"'<>`\\/?\#] | \\(?!\\{0,16}+["'nrt]) )*+ )
+    (?P<more> (?: (?!://) [^\s"'<>`\\] | \\(?!\\{0,16}+["'nrt]) )*+ )"""
+)
+
+# A key is judged by its last word, so after the word it is over. Words are looked for in the text in lower case.
+_KEY_WORD = re.compile(
+    r"(?:pass(?:word|wd|wort|phrase|code)?s?|pwd|pswd|pw|secrets?|token|credentials?|creds|authorization|auth|psk|keys?|otp|sid"
+    r"|session)\d{0,2}(?!\w|[-.]\w)"
+)
+# In front of the word: whose key or pass it is; a flag that is on or off, a parser's token, a command about a secret; a
+# command-line flag; LoT's WITH; the first word of a line of configuration; the start of a pair.
+_KEY_OWNER = re.compile(
+    r"(?:access|account|api|app|application|auth|client|deploy|encryption|integration|license|master|private|secret|service"
+    r"|session|shared|sign|signing|ssh|storage|subscription|webhook|tls|ssl)[ _.-]?\Z"
+)
+_PASS_OWNER = re.compile(r"(?:db|user|root|key|store|admin|mqtt|require)\Z")
+_NO_KEY = re.compile(
+    r"(?<![a-z])(?:(?:is|has|no|use|needs?|requires?|allow|show)[_-]?|(?:un|ill|in)[a-z]{4,9} )\Z|-(?:set|remove)\Z"
+)
+_FLAG = re.compile(r"(?<![\w-])--?[\w.-]{0,40}\Z")
+_WITH = re.compile(r"\bwith[ \t]{1,4}\w{0,40}\Z")
+_DIRECTIVE = re.compile(r"(?:\A|\n)[ \t]{0,8}[a-z]{2,30}_\Z")
+_PAIR = re.compile(r"[(\[][ \t]?b?\\{0,15}[\"'][\w.-]{0,40}\Z")
+
+_QUOTE = r"\\{0,15}+[\"'`] | &(?:quot|\#0?3[49]|\#x2[27]); | %2[27]"
+_SEPARATOR = re.compile(
+    rf"""(?xi)
+    (?P<close> {_QUOTE} )?+
+    (?: [\])]{{0,2}}+ \*{{0,2}}+ [ \t]*+ (?: (?: :[ \t]*+ )?+ (?:str(?:ing)?|SecretStr)(?:[ ]?\|[ ]?None)?[ \t]*+(?==) )?+
+          (?P<assign> [:?+.|!]{{1,3}}+= | ={{1,3}}+>? | :{{1,2}}+ | -> | %3[ad] ) \*{{0,2}}+ [ \t]*+
+          (?: [|>][+-]?[ \t]*+\r?\n[ \t]++ )?+
+      | (?P<element> > ) \s*+ (?= [^<>]{{1,4096}}+</ )
+      | [ \t]++ (?: (?:for|of)[ \t]++ \S{{1,64}}+[ \t]++ (?: \S{{1,64}}+[ \t]++ )?? )?+
+          (?P<prose> (?:is|was|equals|(?:set|changed)[ ]to)[ ]++ (?: (?:now|set[ ]to)[ ]++ )?+ )
+      | (?P<named> \s*+,\s*+ \\{{0,15}}+["']? value \\{{0,15}}+["']? \s*+ [:=] \s*+ )
+      | (?P<pair> \s*+,\s*+ ) (?= b?\\{{0,15}}+["'] )
+      | (?P<call> \( ) (?= b?["'] )
+      | (?P<dash> [ \t]++-[ \t]++ ) (?= ["'] )
+      | (?P<space> [ \t]++ )
+    )"""
+)
+_OPENING = re.compile(
+    rf"""(?x) (?: \w{{0,12}}(?:[Ss]tr|Secret|[Bb]ytes|bytearray)\( )?+ (?: \[[ \t]*+ )?+ [bBrRuUfF$@]{{0,2}}+
+    (?P<quote> \"{{3}} | '{{3}} | {_QUOTE} )"""
+)
+# A quote after a key that stands inside quotes itself closes them, when what follows it looks like the outside.
+_OUTSIDE = re.compile(r"[ \t]*+[,)\]}:+;%]")
+_SCHEME = re.compile(
+    r"(?i)(?:bearer|basic|token|apikey|digest|negotiate|ntlm|splunk|bot|jwt|oauth|key|sharedaccesssignature|aws4-hmac-sha256)"
+    r"(?:[ \t]|%20|\+){1,4}+(?=[^\s\"'])"
+)
+# A bare value goes on over a delimiter when more of the same word follows, but not when the next key does.
+_BARE = re.compile(
+    r"""(?x) (?: <Buffer[ ][0-9a-f ]++ )?+
+    (?: [^\s,;&|"'`)\]}>\\<]
+      | [,;&|] (?! \s | \Z | ["'\])}\\] | (?:amp|quot|\#\d\d); | [\w.%-]{1,64}+[=:] )
+      | ["'`)\]}>] (?! \s | \Z | [,;:.&|<\\"'`)\]}>+%({\[] )
+      | < (?!/)
+      | \\ (?! \\{0,16}+["'`] | [nrt](?!\w) | [nrt][\w.-]{1,64}+[ ]?[=:] | \Z ) .
+    )++"""
+)
+_NUMBER = re.compile(r"-?\d[\d.]*+(?:[eE][+-]?\d++)?+(?=\s*+(?:[,}\]]|\Z))")
+
+_END = r"(?= \Z | [\s,;:&|\"'`)\]}>\\<@/.?!] )"
+# Rule 7: what stands where a value would and is none.
+_NOTHING = re.compile(
+    rf"""(?xi)(?: none | null | nil | undefined | n/a | true | false | yes | no | on | off | bearer | basic | \s+
+      | [*•.]{{2,}}+ | x{{3,}}+ | \?
+      | \$\{{{{0,1}}[^}}\n]{{0,99}}\}}{{1,2}} | \$\([^)\n]{{0,99}}\) | \$(?-i:[A-Z_][A-Z0-9_]*+|\d) | %[A-Z_]++%
+      | \{{{{0,1}}[\w .:!\[\]"'-]{{0,99}}\}}{{1,2}} | %(?:\(\w{{1,64}}\))?[sdr] | <[a-z][a-z _-]{{0,60}}>
+      | \[(?:certificate[ ]|file[ ]path[ ])?redacted\]
+      | [\[(<*]{{1,3}}(?:hidden|masked|redacted|removed|filtered|omitted|not[ ]set|unset|empty|none|null)[\])>*]{{1,3}}
+    ) {_END}"""
+)
+_CONTAINER = re.compile(r"[\[{(](?=\s|\\{0,15}+[\"'\]})\[{]|\Z)")
+# What a bare value is when it is code or a remark: something looked up, called or named after a secret; a type; a word.
+_CODE = re.compile(
+    rf"""(?x)(?: (?:self|cls|this|os|sys|config|cfg|settings|options|opts|args|kwargs|env|environ|process|request|ctx|params)
+        (?: \??\.\w{{1,64}}+ ){{1,8}}+ (?: [(\[][^\n]{{0,99}} )?
+      | (?: \w{{1,64}}+[.] ){{0,6}}+ _{{0,2}}(?: [A-Za-z]{{1,32}}_ ){{1,4}}(?i:password|passwd|secret|token|key|credentials?)
+      | (?: \w{{1,64}}+[.] ){{1,6}}+ (?i:password|passwd|secret|token|key|credentials?)
+      | (?: get|load|read|fetch|make|input|environ|await )\w{{0,64}}[(\[ ][^\n]{{0,99}}
+    ) {_END}"""
+)
+_TYPE_OR_REMARK = re.compile(
+    r"""(?xi)(?: str | string | bytes | int | bool | text | any | SecretStr | Optional\[\w+\] | not? | never | too | the | an?
+      | in | on | at | for | from | to | with | by | be | been | also | only | still | must | should | may | can | cannot | will
+      | has | have | if | when | because | but | or | and | is | are | was | were | missing | invalid | incorrect | wrong
+      | empty | unset | valid | ok | optional | unknown | weak | strong | short | long | mandatory | different | same
+      | fine | safe | set | reset | sent | lost | kept | hidden | unchanged | please | [a-z]{2,16}(?:ed|ing|able|ible)
+    ) (?= \Z | [\s.,;:!?)|=] )"""
+)
+_COUNT_OR_URL = re.compile(r"\d{1,4}\Z|\w{2,16}://")
+_DIRECTORY = re.compile(r"[/~\\]|[A-Za-z]:[\\/]")
+_LETTERS_AND_DIGITS = re.compile(r"(?=\D{0,99}\d)(?=[^A-Za-z]{0,99}[A-Za-z])(?!(?i:sha|md|v|utf|base)-?\d)[^=:]{6,}")
+_KIND_OF_CHARACTER = re.compile(r"[a-z]+|[A-Z]+|\d+")
+
+_PATH_HINT = re.compile(
+    r"[./\\_](?:pem|key|crt|cer|der|p12|pfx|p8|jks|keystore|truststore|ppk|kdbx|gpg|netrc|pgpass|git-cred|dockercfg|docker|htpasswd"
+    r"|id_|ssh|aws|kube|gnupg|azure|gcloud|secrets|private|\w{0,16}passw|pw|cred|\w{0,16}_cred|service)"
+)
+_PATH = re.compile(
+    r"""(?x)
+      (?<=["'`]) (?: [A-Za-z]:[\\/] | \\{2,8}(?=\w) | ~?/ )
+        [\w.@+~-]{1,99}+ (?: [\\/ ]{1,8}+ [\w.()@+~$-]{1,99}+ ){0,30}+ (?= \\{0,15}+["'`] )           # in quotes, with spaces
+    | (?: (?<![\w.~/\\-]) | (?<=\\[nrt]) ) (?! (?<=:)// ) (?: file:// )?+ (?: ~[\w-]{0,32}+ | \.{1,2} | \$\{?\w{1,64}+\}? )?+
+        (?: /{1,3}+ [^\s/\\"'`<>|,;:()\[\]{}=&*?]++ )++ /?                                              # POSIX
+    | (?: (?<![A-Za-z0-9]) [A-Za-z]: | (?<![\\\w]) \\{2,8}+ [\w.$-]++ )
+        (?: [\\/]{1,8}+ [\w.()~$@+-]++ (?: (?:[ ][\w.()~$@+-]++){0,3} (?=[\\/]) )?+ )++                # Windows, UNC
+    | (?: (?<![\w./\\:@~%-]) | (?<=\\[nrt]) ) [\w.@+-]++ (?: [\\/]{1,4}+ [\w.@+-]++ )*+                  # relative
+    """
+)
+# Asked of the path in lower case with plain slashes.
+_KEY_MATERIAL = re.compile(
+    r"""(?x)
+      / .{0,256} \.(?:pem|key|crt|cer|der|p12|pfx|jks|keystore|truststore|ppk|kdbx|gpg)\Z
+    | \A [\w.-]{0,64}\w (?: \.(?:pem|crt|p12|pfx|jks|ppk) | (?<=client|server|broker)\.key )\Z
+    | (?: \A | / ) (?: [._]netrc | \.pgpass | \.git-credentials | \.dockercfg | \.?htpasswd | id_(?:rsa|dsa|ecdsa|ed25519)(?:_\w+)? )\Z
+    | / \.(?:ssh|aws|kube|gnupg|azure) (?: / | \Z )
+    | / (?: run/secrets | secrets/. | (?:ssl|tls)/private | \.docker/config\.json | gcloud/ )
+    | (?: passwd | pwfile | password_?file | /passwords?\.txt | mosquitto/passwords? )\Z
+    | (?: credentials | service[-_]account[\w-]{0,64} )\.json\Z
+    """
+)
+_SOURCE_FILE = re.compile(r"\.(?:py|pyi|js|ts|go|rs|java|c|h|cc|cpp|cs|rb|php|lot|md|rst|html?|css|log)\Z")
+
+
+def sanitize(text: str) -> str:
+    """Hide what looks like a secret. Idempotent, and never raises."""
+    hints = _lower(text)
+    if "-----begin " in hints:
+        text = _PEM.sub(_pem_marker, text)
+    if "@" in hints and "//" in hints:
+        text = _URL.sub(_without_password, text)
+    if _KEY_WORD.search(hints):
+        text = _without_keyed_values(text)
+    if _PLACE_HINT.search(hints):
+        for place in _PLACES:
+            text = place.sub(_marked, text)
+    text = _LONG_WORD.sub(_without_credentials, text)
+    if _PATH_HINT.search(hints):
+        text = _PATH.sub(_path_marker, text)
+    return text
+
+
+def hide_secrets(text: str) -> str:
+    """Hide, in an answer, known values and what is unmistakably a credential; every other byte stays as it is."""
+    text = _process.hide(text)
+    if "-----BEGIN " in text:
+        text = _PEM.sub(_pem_marker, text)
+    return _LONG_WORD.sub(_without_credentials, text)
+
+
+def make_sanitizer(known: Iterable[str] = ()) -> Callable[[str], str]:
+    """Make a `sanitize` that also hides `known`, and what `install` and `add_known` were given or will be."""
+    own = _KnownValues(known)
+
+    def sanitize_known(text: str) -> str:
+        return sanitize(own.hide(_process.hide(text)))
+
+    return sanitize_known
+
+
+def add_known(value: str) -> None:
+    """Hide `value` from now on: a secret that was learned later, such as a rotated password or an access token."""
+    _process.add(value)
+
+
+def _lower(text: str) -> str:
+    """Lower the case and keep every position: of all characters only the dotted capital I grows."""
+    return text.replace("İ", "I").lower()
+
+
+def _pem_marker(block: re.Match[str]) -> str:
+    return CERTIFICATE_MARKER if "CERTIFICATE" in block[1] else MARKER
+
+
+def _without_password(url: re.Match[str]) -> str:
+    """Hide what stands between the user and the last @ of the authority, or of the URL if the authority has none."""
+    start = url.start("authority")
+    at = url.string.rfind("@", start, url.end("authority"))
+    if at < 0:
+        at = url.string.rfind("@", start, url.end())
+    if at <= start or _NOTHING.fullmatch(url.string, start, at):
+        return url[0]
+    return url.string[url.start() : start] + MARKER + url.string[at : url.end()]
+
+
+def _marked(place: re.Match[str]) -> str:
+    start, end = place.span(place.lastindex or 0)
+    if _NOTHING.fullmatch(place.string, start, end):
+        return place[0]
+    return place.string[place.start() : start] + MARKER + place.string[end : place.end()]
+
+
+def _without_credentials(word: re.Match[str]) -> str:
+    return _CREDENTIAL.sub(MARKER, word[0])
+
+
+def _path_marker(found: re.Match[str]) -> str:
+    path = found[0].rstrip(".")
+    plain = re.sub(r"[\\/]++", "/", path.lower())
+    if _SOURCE_FILE.search(plain) or not _KEY_MATERIAL.search(plain):
+        return found[0]
+    return PATH_MARKER + found[0][len(path) :]
+
+
+def _is_sensitive_path(text: str) -> bool:
+    path = _PATH.fullmatch(text)
+    return path is not None and _path_marker(path) != text
+
+
+class _Key(NamedTuple):
+    """The word that makes a key the key of a secret."""
+
+    word: str
+    start: int
+    end: int
+    weak: bool
+    """The word has other meanings as well: only a value that a machine made is a secret."""
+    before: str
+    """The text in front of the word, in lower case."""
+
+    @property
+    def password(self) -> bool:
+        return self.word.startswith("p") and self.word != "psk"
+
+
+def _keys(text: str) -> Iterator[_Key]:
+    """Find the words that end the name of a secret."""
+    lower = _lower(text)
+    for found in _KEY_WORD.finditer(lower):
+        start, word = found.start(), found[0].rstrip("0123456789")
+        before = lower[max(0, start - _LOOK_BACK) : start]
+        apart = not before[-1:].isalpha() or (text[start].isupper() and text[start - 1].islower())
+        if _NO_KEY.search(before):
+            continue
+        weak = word in {"auth", "otp", "sid", "session"}
+        if word in {"key", "keys"}:
+            weak = not _KEY_OWNER.search(before)
+        elif word in {"pass", "pw", "psk"} and _PASS_OWNER.search(before):
+            apart = True
+        if apart or not (weak or word in {"pass", "pw", "psk"}):
+            yield _Key(word, start, found.end(), weak, before)
+
+
+def _names_secret(name: str) -> bool:
+    return any(key.end == len(name) and not key.weak for key in _keys(name))
+
+
+def _without_keyed_values(text: str) -> str:
+    pieces: list[str] = []
+    done = 0
+    for key in _keys(text):
+        if key.start >= done and (value := _value_of(key, text)) is not None:
+            start, end, marker = value
+            pieces += (text[done:start], marker)
+            done = end
+    return "".join([*pieces, text[done:]])
+
+
+def _value_of(key: _Key, text: str) -> tuple[int, int, str] | None:
+    """Find where the secret that `key` names starts and ends, and what to write in its place."""
+    separator = _SEPARATOR.match(text, key.end)
+    if separator is None:
+        return None
+    opening = _OPENING.match(text, separator.end())
+    sure, likely = _follows(key, separator, quoted=opening is not None)
+    if not likely:
+        return None
+    start = opening.end() if opening else separator.end()
+    if scheme := _SCHEME.match(text, start):
+        start = scheme.end()
+    limit = len(text) if sure else min(len(text), start + _LONGEST_HARMLESS + 1)
+    marker = MARKER
+    close = separator["close"]
+    if opening:
+        if not close and key.before.count(opening["quote"]) % 2 and _OUTSIDE.match(text, start):
+            return None
+        end = _closing(text, start, limit, opening)
+    elif close and (number := _NUMBER.match(text, start, limit)):
+        end, marker = number.end(), close + MARKER + close
+    else:
+        bare = _BARE.match(text, start, limit)
+        end = bare.end() if bare else start
+    value = text[start:end]
+    if len(value) > _LONGEST_HARMLESS:
+        secret = sure
+    elif not value or _NOTHING.fullmatch(value) or _is_sensitive_path(value):
+        secret = False
+    elif not sure:
+        secret = _looks_random(value) if key.weak else _LETTERS_AND_DIGITS.fullmatch(value) is not None
+    elif separator["pair"]:
+        secret = bool(_FLAG.search(key.before)) or (text[end + 1 : end + 2] in {")", "]"} and not _names_secret(value))
+    else:
+        secret = opening is not None or not _is_code_or_remark(key, separator, text, start, end)
+    return (start, end, marker) if secret else None
+
+
+def _follows(key: _Key, separator: re.Match[str], *, quoted: bool) -> tuple[bool, bool]:
+    """Say whether a value of this key follows for sure, and whether one is likely to."""
+    sure = likely = True
+    match separator.lastgroup:
+        case "pair":
+            sure = likely = bool(_PAIR.search(key.before) or _FLAG.search(key.before))
+        case "call":
+            sure = likely = key.password
+        case "prose":
+            sure = key.password
+        case "space":
+            command = _FLAG.search(key.before) or _DIRECTIVE.search(key.before)
+            sure = bool(command or (quoted and (key.password or _WITH.search(key.before))))
+            likely = sure or key.password
+    return sure and not key.weak, likely
+
+
+def _closing(text: str, start: int, limit: int, opening: re.Match[str]) -> int:
+    """Find where a quoted value ends, or a list of them; one that is never closed ends with its line.
+
+    A quote opened behind n backslashes (JSON inside a JSON string) is closed by one behind as many; one behind 2n+1
+    more belongs to the value, and one behind fewer ends the string around it.
+    """
+    mark = opening["quote"].lstrip("\\")
+    slashes = len(opening["quote"]) - len(mark)
+    for found in re.compile(rf"(\\*+){mark}|\\++|\n").finditer(text, start, limit):
+        if found[0] == "\n":
+            return found.start()
+        if found[1] is not None and (len(found[1]) < slashes or (len(found[1]) - slashes) % (2 * slashes + 2) == 0):
+            end = found.end() - len(mark) - min(slashes, len(found[1]))
+            bracket = text.find("]", end, end + _LONGEST_HARMLESS) if "[" in opening[0] else -1
+            return end if bracket < 0 else text.rfind(opening["quote"], end, bracket)
+    return limit
+
+
+def _is_code_or_remark(key: _Key, separator: re.Match[str], text: str, start: int, end: int) -> bool:
+    """Whether a bare value is none: a name, call or type in a line of source, a remark, a count, a directory."""
+    value = text[start:end]
+    nothing = _NOTHING.match(text, start)
+    return (
+        (nothing is not None and (not nothing[0][0].isalnum() or not text[nothing.end() : end].strip(".!?")))
+        or _CONTAINER.match(text, start) is not None
+        or (separator["space"] is not None and value.startswith("-"))
+        or ((not key.password or key.word in {"pass", "pw"}) and _COUNT_OR_URL.match(value) is not None)
+        or (key.word == "pwd" and _DIRECTORY.match(value) is not None)
+        or ((separator["prose"] is not None or ":" in separator[0]) and _TYPE_OR_REMARK.match(text, start) is not None)
+        or value.strip("_").lower() == key.word
+        or _CODE.match(text, start) is not None
+    )
+
+
+def _looks_random(value: str) -> bool:
+    """Whether a machine made it: its characters change kind more often than those of words do, and it is no digest."""
+    return (
+        len(value) >= _SHORTEST_RANDOM
+        and re.fullmatch(r"[\w+/=~-]*[G-Zg-z][\w+/=~-]*", value) is not None
+        and len(_KIND_OF_CHARACTER.findall(value)) > len(value) * 0.4
+    )
+
+
+class _KnownValues:
+    """Values that are hidden wherever they appear, in whatever encoding."""
+
+    def __init__(self, values: Iterable[str] = ()) -> None:
+        self._lock = threading.Lock()
+        self._values: frozenset[str] = frozenset()
+        self.hide: Callable[[str], str] = str
+        """Hide the values in a text; replaced as a whole, so that no thread meets half a change."""
+        for value in values:
+            self.add(value)
+
+    def add(self, value: str) -> None:
+        if len(value.strip()) >= _SHORTEST_KNOWN and value.lower() not in {"true", "false", "none", "null"}:
+            with self._lock:
+                self._values |= {value}
+                self.hide = _hunt(self._values)
+
+
+_process = _KnownValues()
+"""What `install` and `add_known` were given; nothing until then."""
+
+_ANY_MARKER = r"\[(?:CERTIFICATE |FILE PATH )?REDACTED\]"
+_JSON_ATOM = re.compile(r'(?s)"(?:[^"\\]|\\.)*+"?|-?\d[\d.eE+-]*+')
+_HEX_LEAD = r"(?:%|\\{1,16}+(?:x|u00)|&\#x)"
+_HEX_RUN = rf"[0-9A-Fa-f]{{2}}(?:[ :-]|;?{_HEX_LEAD}|,[ ]0x)?+(?:[0-9A-Fa-f]{{2}}(?:[ :-]|;?{_HEX_LEAD}|,[ ]0x)?+){{3,}}+[0-9A-Fa-f]?+"
+_NO_HEX_DIGIT = re.compile(r"\\++(?:x|u00)|&#x|0x|[^0-9a-f]")
+_HTML_NAMES: Final = {'"': "quot", "&": "amp", "'": "apos", "<": "lt", ">": "gt"}
+
+
+def _hunt(values: frozenset[str]) -> Callable[[str], str]:
+    """Make the function that hides `values`: escapes and base64 by expressions, hex by its digits."""
+    forms = [[(_spelled(value), value), *_base64(value)] for value in sorted(values, key=len, reverse=True)]
+    # No encoding that the expressions know changes the longest run of letters and digits.
+    anchors = {max(re.findall("[A-Za-z0-9]+", plain) or [""], key=len) for form in forms for _, plain in form}
+    hint = re.compile("|".join(sorted(anchors)))
+    expressions = [
+        re.compile(rf"(?P<marker>{_ANY_MARKER})|\\{{0,16}}+(?:{'|'.join(expression for expression, _ in form)})")
+        for form in forms
+    ]
+    hex_run, hex_value = re.compile(_HEX_RUN), re.compile(rf"{_HEX_LEAD}?+{_HEX_RUN}")
+    digits = [value.encode("utf-8", "surrogatepass").hex() for value in values]
+    numbers = [value for value in values if re.fullmatch(r"[\d.]+", value)]
+
+    def without_number(atom: re.Match[str]) -> str:
+        return f'"{MARKER}"' if atom[0][0] != '"' and any(number in atom[0] for number in numbers) else atom[0]
+
+    def without_hex(run: re.Match[str]) -> str:
+        plain = _NO_HEX_DIGIT.sub("", run[0].lower())
+        return MARKER if any(value in plain for value in digits) else run[0]
+
+    def hide(text: str) -> str:
+        if hint.search(text):
+            if numbers and text[:1] in {"{", "["}:
+                text = _JSON_ATOM.sub(without_number, text)
+            for expression in expressions:
+                text = expression.sub(lambda found: found["marker"] or MARKER, text)
+        if hex_run.search(text):
+            text = hex_value.sub(without_hex, text)
+        return text
+
+    return hide
+
+
+def _spelled(value: str) -> str:
+    """Write the expression for `value` as it is, and as percent, JSON, repr and HTML escape it, mixed and nested."""
+    return "".join(map(_spelled_piece, re.findall(r"(?s)[A-Za-z0-9]+|\\+|.", value)))
+
+
+def _spelled_piece(piece: str) -> str:
+    if re.fullmatch("[A-Za-z0-9]+", piece):
+        return piece
+    utf8 = piece.encode("utf-8", "surrogatepass")
+    percent = "".join(rf"%(?:25){{0,3}}+{byte:02x}" for byte in utf8)
+    if piece[0] == "\\":
+        # However many an escape made of them, the last one stands in front of what follows.
+        return rf"(?:\\{{0,{16 * len(piece)}}}+(?<=\\)|(?i:{percent}))"
+    utf16 = piece.encode("utf-16-be", "surrogatepass").hex()
+    units = r"\\{1,16}+".join("u" + utf16[at : at + 4] for at in range(0, len(utf16), 4))
+    octets = r"\\{1,16}+".join(f"x{byte:02x}" for byte in utf8)
+    escapes = f"{units}|{octets}|x{ord(piece):02x}|U{ord(piece):08x}"
+    letter = {"\n": "n|", "\r": "r|", "\t": "t|"}.get(piece, "")
+    own = {" ": "[ +]", "&": "&(?:amp;){0,3}"}.get(piece, re.escape(piece))
+    entity = f"&(?:amp;){{0,3}}(?:#0*{ord(piece)}|#x0*{ord(piece):x}|{_HTML_NAMES.get(piece, 'amp')});"
+    return rf"(?:\\{{0,16}}+(?:{own}|{letter}(?i:{escapes}))|(?i:{percent}|{entity}))"
+
+
+def _base64(value: str) -> list[tuple[str, str]]:
+    """Write what base64 makes of `value` at each of the three places it can start at, as expression and as text.
+
+    The characters at the ends hold bits of the neighbours as well: they are no part of the text, and go with it.
+    """
+    data = value.encode("utf-8", "surrogatepass")
+    forms = []
+    for lead in range(3):
+        inner = base64.b64encode(bytes(lead) + data).decode()[-(-lead * 8 // 6) : (lead + len(data)) * 8 // 6]
+        spelled = inner.replace("+", r"(?:[+-]|%2[Bb])").replace("/", r"(?:\\{0,16}+/|_|%2[Ff])")
+        forms.append((rf"[\w+/-]{{0,{min(lead, 1)}}}{spelled}[\w+/-]?(?:=|%3[Dd]){{0,2}}+", inner))
+    return forms
+
+
+def install(known: Iterable[str] = ()) -> None:
+    """Protect every handler of every logger, now and later added, and the texts of `warnings`; hide `known` everywhere.
+
+    Every record reaches a handler through `logging.Handler.handle`, the handler of last resort included; the first one
+    that does gets the handler protected. To undo it, give `logging.Handler.handle` and `warnings.formatwarning` their
+    `__wrapped__` back, and take `emit`, `format` and `handleError` out of a handler's own attributes.
+    """
+    for value in known:
+        add_known(value)
+    if hasattr(logging.Handler.handle, "__wrapped__"):
+        return
+    handle, formatwarning = logging.Handler.handle, warnings.formatwarning
+
+    @functools.wraps(handle)
+    def protected_handle(handler: logging.Handler, record: logging.LogRecord) -> bool:
+        if "emit" not in vars(handler):
+            protect_handler(handler)
+        return handle(handler, record)
+
+    @functools.wraps(formatwarning)
+    def protected_formatwarning(*args: Any, **kwargs: Any) -> str:
+        return make_sanitizer()(formatwarning(*args, **kwargs))
+
+    hooks = {(logging.Handler, "handle"): protected_handle, (warnings, "formatwarning"): protected_formatwarning}
+    for (owner, name), hook in hooks.items():
+        setattr(owner, name, hook)
+
+
+def protect_handler(handler: logging.Handler, known: Iterable[str] = ()) -> None:
+    """Redact everything `handler` writes, whatever a record holds; the record itself and other handlers see no change."""
+    guard = _Guard(handler, make_sanitizer(known))
+    vars(handler).update(emit=guard.emit, format=guard.format, handleError=guard.report)
+
+
+# What every record has; the rest are extras.
+_OWN_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({})))
+
+
+class _Guard:
+    """What a protected handler does in place of its own `emit`, `format` and `handleError`."""
+
+    def __init__(self, handler: logging.Handler, redact: Callable[[str], str]) -> None:
+        self._handler, self._redact = handler, redact
+        self._emit, self._format = handler.emit, handler.format
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Emit a redacted copy of `record`."""
+        try:
+            self._emit(self._redacted(record))
+        except Exception:  # noqa: BLE001  # whatever a handler does, it stops no caller and shows nothing
+            self.report(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format as before and redact the result: a formatter can join what was harmless apart."""
+        return self._redact(self._format(record))
+
+    def report(self, record: logging.LogRecord) -> None:
+        """Tell stderr that logging failed; the stock report shows the record, and the exceptions around it, as they are."""
+        if logging.raiseExceptions:
+            with contextlib.suppress(Exception):
+                failure = self._redact(traceback.format_exc())
+                sys.stderr.write(f"--- Logging error ---\n{failure}Logged at {record.pathname}:{record.lineno}\n")
+
+    def _redacted(self, record: logging.LogRecord) -> logging.LogRecord:
+        copied = copy.copy(record)
+        for name in vars(record).keys() - _OWN_ATTRIBUTES:
+            setattr(copied, name, self._walk(getattr(record, name), name))
+        self._redact_message(copied)
+        if record.exc_info or record.exc_text:
+            formatter = self._handler.formatter or logging.Formatter()
+            trace = record.exc_text or (record.exc_info and formatter.formatException(record.exc_info))
+            copied.exc_info, copied.exc_text = None, self._redact(str(trace))
+        if record.stack_info:
+            copied.stack_info = self._redact(record.stack_info)
+        return copied
+
+    def _redact_message(self, record: logging.LogRecord) -> None:
+        """Redact what message and arguments make together; keep them apart where they make the same apart."""
+        try:
+            message = self._redact(record.getMessage())
+        except Exception:  # noqa: BLE001  # the arguments do not fit, or cannot be shown
+            message = self._redact(f"{record.msg} [the arguments of this log call do not fit it]")
+        else:
+            record.args = self._walk(record.args)
+            with contextlib.suppress(Exception):
+                if record.getMessage() == message:
+                    return
+        record.msg, record.args = message, ()
+
+    def _walk(self, value: Any, name: str = "", depth: int = 0) -> Any:
+        """Redact a value and what it holds; an object that cannot be looked into stays if what it shows of itself may."""
+        if (
+            name
+            and isinstance(value, str | bytes | int | float)
+            and _names_secret(name)
+            and not _NOTHING.fullmatch(str(value))
+        ):
+            return MARKER
+        if value is None or isinstance(value, str):
+            return value and self._redact(value)
+        if depth < _DEEPEST_EXTRA and isinstance(value, dict):
+            return {key: self._walk(inner, str(key), depth + 1) for key, inner in value.items()}
+        if depth < _DEEPEST_EXTRA and isinstance(value, list | tuple):
+            return type(value)([self._walk(inner, name, depth + 1) for inner in value])
+        shown = str(value), repr(value)
+        return value if all(self._redact(text) == text for text in shown) else self._redact(shown[0])
