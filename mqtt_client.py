@@ -1,0 +1,458 @@
+"""The broker connection: kept up, told truthfully, shared by everyone who publishes, subscribes or listens.
+
+`Broker` is what the tools need; `MqttClient` is it over the network. One task keeps one `Link` at a time connected,
+backs off between attempts and restores the subscriptions; each time without them is a gap in the inbox.
+"""
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol, Self
+
+from config import BrokerConfig
+from dispatch import Dispatch, Feed, Listener
+from errors import BrokerError, BrokerOfflineError, BrokerRefusedError, BrokerSilentError, InputError
+from inbox import Gap, Inbox, Message, Subscription
+from mqtt_link import Greeting, Link, LinkFailedError, PublishProperties
+from topics import TopicFilter, check_topic_name, shown
+
+PROBE_TIMEOUT_S: Final = 3.0
+"""How long the broker may take to answer a probe before it counts as not listening."""
+
+FIRST_ATTEMPT_S: Final = 5.0
+"""How long a call waits for the outcome of the first attempt to connect: clients call as soon as we have started."""
+
+_STABLE_S: Final = 30.0
+"""A connection that held this long starts the back-off anew."""
+
+_BACK_OFF_S: Final = (0.25, 15.0)
+"""First and longest wait before the next attempt."""
+_LOGIN_BACK_OFF_S: Final = (30.0, 300.0)
+"""The same after a refused login: brokers lock out those who hammer."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What the broker said to a message."""
+
+    acknowledged: bool
+    reason: str
+    elapsed_ms: float
+
+
+@dataclass(slots=True)
+class ConnectionState:
+    """The connection as an operator wants to know it."""
+
+    connected: bool = False
+    broker: str = ""
+    client_id: str = ""
+    protocol: str | None = None
+    """The MQTT version spoken; None while there is no connection."""
+    since: float = field(default_factory=time.time)
+    """Epoch seconds since when it is as `connected` says."""
+    last_error: str | None = None
+    attempts: int = 0
+    """Attempts to connect since the last success."""
+    next_attempt_at: float | None = None
+    tls: dict[str, object] = field(default_factory=dict)
+    session_resumed: bool = False
+    connections: int = 0
+    """How many connections there have been."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is known about a time of listening once it is over."""
+
+    connected_throughout: bool = False
+    gaps: list[Gap] = field(default_factory=list)
+
+
+class Broker(Protocol):
+    """A broker as the tools need it. Every method raises a `BrokerError` when the broker cannot do its part."""
+
+    inbox: Inbox
+    state: ConnectionState
+
+    async def publish(
+        self, topic: str, payload: bytes, qos: int, *, retain: bool, properties: PublishProperties
+    ) -> Published:
+        """Publish one message and wait for the acknowledgement that its QoS has."""
+
+    async def subscribe(self, topic_filter: TopicFilter, qos: int) -> Subscription:
+        """Open a subscription; the broker has confirmed it on return."""
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription."""
+
+    def listen(
+        self, topic_filter: TopicFilter, hear: Callable[[Message], None], qos: int = 1
+    ) -> AbstractAsyncContextManager[Watch]:
+        """Hear what a filter brings, retained messages first, until the context ends."""
+
+    async def first_attempt(self, timeout_s: float) -> None:
+        """Return when the first attempt to connect has succeeded or failed, at the latest after `timeout_s`."""
+
+    async def probe(self) -> float:
+        """Make a round trip to the broker and return how many milliseconds it took."""
+
+    async def still_there(self, max_silence_s: float) -> bool:
+        """Say whether the broker has been heard from within `max_silence_s`, or answers now."""
+
+
+class MqttClient:
+    """A `Broker` over the network: an async context manager that connects in the background.
+
+    Entering does not wait for the broker. The methods wait for the outcome of the first attempt to connect; when it
+    failed, and whenever the broker is gone, they raise `BrokerOfflineError` at once. Nothing is queued.
+    """
+
+    def __init__(self, config: BrokerConfig, inbox: Inbox) -> None:
+        self.inbox = inbox
+        self.state = ConnectionState(broker=config.url, client_id=config.client_id)
+        self._config = config
+        self._dispatch = Dispatch(inbox)
+        self._link: Link | None = None
+        self._protocol: Literal["5", "3.1.1"] = "3.1.1" if config.protocol == "3.1.1" else "5"
+        self._unwanted: set[str] = set()
+        """Filters that an old session may still hold at the broker."""
+        self._task: asyncio.Task[None] | None = None
+        self._first_attempt_over = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._keep_connected(), name="mqtt.keep_connected")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+
+    # What the tools ask for.
+
+    async def publish(
+        self, topic: str, payload: bytes, qos: int, *, retain: bool, properties: PublishProperties
+    ) -> Published:
+        """Publish one message and wait for the acknowledgement that its QoS has.
+
+        Raises:
+            InputError: The topic is no topic name, or the broker cannot take such a message.
+            BrokerOfflineError, BrokerRefusedError, BrokerSilentError: As their names say.
+        """
+        check_topic_name(topic)
+        link = await self._online()
+        size = len(topic.encode()) + len(payload) + properties.size + _PACKET_OVERHEAD
+        _check_abilities(link.greeting, size, qos, retain=retain)
+        if link.protocol == "3.1.1" and properties != PublishProperties():
+            raise InputError(
+                "The broker speaks MQTT 3.1.1, which has no message properties: leave out content_type, expiry_s, "
+                "response_topic and user_properties."
+            )
+        started = time.perf_counter()
+        _, reason = await link.publish(topic, payload, qos, retain=retain, properties=properties)
+        elapsed_ms = (time.perf_counter() - started) * 1000
+        if qos == 0:
+            return Published(acknowledged=False, reason="sent; QoS 0 is never acknowledged", elapsed_ms=elapsed_ms)
+        return Published(acknowledged=True, reason=reason, elapsed_ms=elapsed_ms)
+
+    async def subscribe(self, topic_filter: TopicFilter, qos: int) -> Subscription:
+        """Open a subscription; on return the broker has confirmed it.
+
+        Raises:
+            InputError: The broker cannot have such a subscription.
+            BrokerOfflineError, BrokerRefusedError, BrokerSilentError: As their names say; nothing is left behind.
+        """
+        link = await self._online()
+        feed = self._dispatch.feed(topic_filter, qos)
+        subscription = self.inbox.open(topic_filter, qos)
+        feed.subscriptions.append(subscription)
+        self._dispatch.changed()
+        try:
+            subscription.granted_qos = await self._subscribe(link, feed, qos)
+        except BaseException:
+            feed.subscriptions.remove(subscription)
+            self.inbox.close(subscription)
+            self._leave(feed)
+            raise
+        return subscription
+
+    async def unsubscribe(self, subscription: Subscription) -> None:
+        """End a subscription; others on the same filter go on.
+
+        Raises:
+            BrokerSilentError: It has ended here, but the broker did not confirm.
+        """
+        feed = self._dispatch.feeds[subscription.topic_filter.text]
+        feed.subscriptions.remove(subscription)
+        self.inbox.close(subscription)
+        answer = self._leave(feed)
+        if answer is not None:
+            try:
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    await answer
+            except TimeoutError:
+                raise BrokerSilentError(
+                    f"The subscription has ended here, but the broker did not confirm it within {PROBE_TIMEOUT_S:g} s."
+                ) from None
+
+    @asynccontextmanager
+    async def listen(
+        self, topic_filter: TopicFilter, hear: Callable[[Message], None], qos: int = 1
+    ) -> AsyncIterator[Watch]:
+        """Hear what a filter brings, retained messages first, until the context ends.
+
+        What is yielded is filled in at the end, when the broker has answered once more: only then is it sure that
+        silence was silence.
+
+        Raises:
+            InputError, BrokerOfflineError, BrokerRefusedError, BrokerSilentError: As for `subscribe`.
+        """
+        link = await self._online()
+        first_gap = self.inbox.next_gap()
+        feed = self._dispatch.feed(topic_filter, qos)
+        listener = Listener(hear)
+        feed.listeners.append(listener)
+        self._dispatch.changed()
+        watch = Watch()
+        try:
+            await self._subscribe(link, feed, qos)
+            yield watch
+        except BaseException:
+            feed.listeners.remove(listener)
+            self._leave(feed)
+            raise
+        feed.listeners.remove(listener)
+        answered = await self._answered(self._leave(feed))
+        watch.gaps = self.inbox.gaps_since(first_gap, topic_filter)
+        watch.connected_throughout = answered and all(gap.lost is not None for gap in watch.gaps)
+
+    async def probe(self) -> float:
+        """Make a round trip to the broker and return how many milliseconds it took.
+
+        Raises:
+            BrokerOfflineError, BrokerSilentError: As their names say.
+        """
+        link = await self._online()
+        started = time.perf_counter()
+        answer = link.unsubscribe_soon(f"coreflux-mcp/probe/{secrets.token_hex(8)}")
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await answer
+        except TimeoutError:
+            raise BrokerSilentError(f"The broker did not answer within {PROBE_TIMEOUT_S:g} s.") from None
+        return (time.perf_counter() - started) * 1000
+
+    async def still_there(self, max_silence_s: float) -> bool:
+        """Say whether the broker has been heard from within `max_silence_s`, or answers now."""
+        if self._link is not None and time.monotonic() - self._link.last_heard <= max_silence_s:
+            return True
+        try:
+            await self.probe()
+        except BrokerError:
+            return False
+        return True
+
+    async def first_attempt(self, timeout_s: float) -> None:
+        """Return when the first attempt to connect has succeeded or failed, at the latest after `timeout_s`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._first_attempt_over.wait()
+
+    # Subscriptions at the broker.
+
+    async def _online(self) -> Link:
+        await self.first_attempt(FIRST_ATTEMPT_S)
+        if self._link is None:
+            state = self.state
+            why = f": {state.last_error}" if state.last_error else " yet."
+            wait_s = max(0.0, (state.next_attempt_at or 0) - time.time())
+            when = f" The next attempt is in {wait_s:.0f} s." if wait_s >= 1 else ""
+            raise BrokerOfflineError(f"Not connected to {state.broker}{why}{when} Nothing was sent.")
+        return self._link
+
+    async def _subscribe(self, link: Link, feed: Feed, qos: int) -> int:
+        _check_filter_abilities(link.greeting, feed.topic_filter)
+        async with feed.subscribing:
+            feed.restored = False
+            wanted = max(feed.qos, qos)
+            granted = await link.subscribe(feed.topic_filter.text, wanted, feed.identifier)
+            feed.qos = wanted
+            self._unwanted.discard(feed.topic_filter.text)
+            return granted
+
+    def _leave(self, feed: Feed) -> "asyncio.Future[tuple[int, str]] | None":
+        """Let the broker forget a feed nobody lives on. Never waits, so that it works while being cancelled."""
+        self._dispatch.changed()
+        if not feed.unused:
+            return None
+        if gap := self._refusal_gap(feed):
+            self.inbox.end_gap(gap)
+        if self._link is not None:
+            with suppress(BrokerOfflineError):
+                return self._link.unsubscribe_soon(feed.topic_filter.text)
+        if self._config.session_expiry_s:
+            self._unwanted.add(feed.topic_filter.text)
+        return None
+
+    async def _answered(self, answer: "asyncio.Future[tuple[int, str]] | None") -> bool:
+        if answer is None:
+            return await self.still_there(0)
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await answer
+        except (TimeoutError, BrokerError):
+            return False
+        return True
+
+    # Keeping the connection.
+
+    async def _keep_connected(self) -> None:
+        failures = 0
+        while True:
+            started = time.monotonic()
+            failure = await self._connect_and_stay()
+            if failure is not None and self._fall_back(failure):
+                continue
+            failures = 0 if failure is None and time.monotonic() - started >= _STABLE_S else failures + 1
+            first_s, longest_s = _LOGIN_BACK_OFF_S if failure is not None and failure.kind == "login" else _BACK_OFF_S
+            wait_s = min(longest_s, first_s * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+            self.state.next_attempt_at = time.time() + wait_s
+            await asyncio.sleep(wait_s)
+
+    def _fall_back(self, failure: LinkFailedError) -> bool:
+        """Turn to the other MQTT version where the failure asks for it; say whether to try it at once."""
+        # A broker that closed a connection after it took earlier ones is more likely restarting than another one.
+        early = failure.kind == "closed" and self.state.connections == 0
+        if self._config.protocol != "auto" or not (early or failure.kind == "protocol"):
+            return False
+        self._protocol = "3.1.1" if self._protocol == "5" else "5"
+        return self._protocol == "3.1.1"
+
+    async def _connect_and_stay(self) -> LinkFailedError | None:
+        """Make one connection and stay until it ends; return why none came about, or None."""
+        state = self.state
+        link = Link(
+            self._config,
+            self._protocol,
+            clean_start=state.connections == 0,
+            deliver=self._dispatch.deliver,
+            lose=self._lose,
+            max_waiting_bytes=self.inbox.max_bytes,
+        )
+        state.attempts += 1
+        try:
+            await link.open()
+        except LinkFailedError as exc:
+            if str(exc) != state.last_error:
+                logger.warning("%s Trying again until it works.", exc)
+            state.last_error = str(exc)
+            self._first_attempt_over.set()
+            return exc
+        try:
+            await self._stay(link)
+        finally:
+            self._link = None
+            state.connected, state.since, state.protocol = False, time.time(), None
+            if not link.ended.done():
+                await link.close()
+        return None
+
+    async def _stay(self, link: Link) -> None:
+        state, greeting = self.state, link.greeting
+        self._dispatch.reset()
+        self._link = link
+        self._first_attempt_over.set()
+        state.connected, state.since, state.protocol = True, time.time(), link.protocol
+        state.client_id = greeting.client_id or self._config.client_id
+        state.tls, state.session_resumed = link.tls_facts(), greeting.session_present
+        state.connections += 1
+        state.attempts, state.next_attempt_at, state.last_error = 0, None, None
+        logger.info("connected to %s with MQTT %s as %s", state.broker, link.protocol, state.client_id)
+        restoring = asyncio.create_task(self._restore(link), name="mqtt.restore_subscriptions")
+        try:
+            await asyncio.wait([link.ended])  # awaiting it would cancel it with us, and a link that ended is not closed
+        finally:
+            restoring.cancel()
+        ending = link.ended.result()
+        state.last_error = f"The connection to {state.broker} was lost: {ending.cause}."
+        logger.warning("%s", state.last_error)
+        if not any(gap.end is None and gap.topic_filter is None for gap in self.inbox.gaps):
+            self.inbox.begin_gap(ending.cause, ending.deaf_since)
+
+    async def _restore(self, link: Link) -> None:
+        """Subscribe again to everything, and end the gaps where that worked."""
+        for text in self._unwanted - self._dispatch.feeds.keys():
+            with suppress(BrokerOfflineError):
+                link.unsubscribe_soon(text)
+        self._unwanted.clear()
+        await asyncio.gather(*(self._restore_feed(link, feed) for feed in list(self._dispatch.feeds.values())))
+        if self._link is link and not link.ended.done():
+            for gap in self.inbox.gaps:
+                if gap.end is None and gap.topic_filter is None:
+                    self.inbox.end_gap(gap, session_resumed=link.greeting.session_present)
+
+    async def _restore_feed(self, link: Link, feed: Feed) -> None:
+        refusal = None
+        async with feed.subscribing:
+            feed.restored = True
+            try:
+                await link.subscribe(
+                    feed.topic_filter.text, feed.qos, feed.identifier, known=link.greeting.session_present
+                )
+            except BrokerRefusedError as exc:
+                refusal = str(exc)
+                logger.warning("%s It brings nothing until the broker accepts it again.", exc)
+            except BrokerError:
+                return  # the connection is going down again
+        for subscription in feed.subscriptions:
+            subscription.refusal = refusal
+        gap = self._refusal_gap(feed)
+        if refusal and gap is None:
+            self.inbox.begin_gap(refusal, topic_filter=feed.topic_filter)
+        elif gap and not refusal:
+            self.inbox.end_gap(gap)
+
+    def _refusal_gap(self, feed: Feed) -> Gap | None:
+        return next((gap for gap in self.inbox.gaps if gap.end is None and gap.topic_filter == feed.topic_filter), None)
+
+    def _lose(self, count: int) -> None:
+        logger.warning("%d messages came faster than they could be taken over and are lost", count)
+        self.inbox.lose(count, "they came faster than they could be taken over")
+
+
+_PACKET_OVERHEAD: Final = 16
+"""Bytes of a PUBLISH besides topic, payload and properties, rounded up."""
+
+
+def _check_abilities(greeting: Greeting, size: int, qos: int, *, retain: bool) -> None:
+    """Refuse what the broker said in CONNACK it cannot take: sending it would cost the connection (MQTT 5.0, 3.2.2.3).
+
+    Raises:
+        BrokerRefusedError: It cannot.
+    """
+    if qos > greeting.maximum_qos:
+        raise BrokerRefusedError(f"The broker takes at most QoS {greeting.maximum_qos}: publish with that.")
+    if retain and not greeting.retain_available:
+        raise BrokerRefusedError("The broker keeps no retained messages: publish with retain=false.")
+    if greeting.maximum_packet_size is not None and size > greeting.maximum_packet_size:
+        raise BrokerRefusedError(
+            f"The broker takes packets of at most {greeting.maximum_packet_size} bytes, and this one has about {size}: "
+            "send a smaller payload."
+        )
+
+
+def _check_filter_abilities(greeting: Greeting, topic_filter: TopicFilter) -> None:
+    if topic_filter.has_wildcard and not greeting.wildcard_subscriptions:
+        raise BrokerRefusedError("The broker has no wildcard subscriptions: subscribe to exact topics.")
+    if topic_filter.share_name is not None and not greeting.shared_subscriptions:
+        raise BrokerRefusedError(f"The broker has no shared subscriptions: leave out {shown('$share/…')}.")

@@ -1,0 +1,717 @@
+"""One connection to a broker, from CONNECT to its end. The only file that knows paho.
+
+paho runs its network loop in a thread of its own. What happens there is appended to a deque and wakes the event loop
+once per burst; the event loop owns everything else. A link is used once: paho would send unacknowledged messages again
+after a reconnect, also those for which an error was already reported.
+"""
+
+import asyncio
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from config import BrokerConfig, TLSConfig
+from dispatch import Received
+from errors import BridgeError, BrokerOfflineError, BrokerRefusedError, BrokerSilentError
+from mqtt_packets import MalformedPacketError, decode_publish
+from topics import shown
+
+ANSWER_TIMEOUT_S: Final = 10.0
+"""How long the broker may take to acknowledge a PUBLISH, a SUBSCRIBE or an UNSUBSCRIBE."""
+
+MAX_IN_FLIGHT: Final = 1000
+"""The most QoS 1 and 2 messages unacknowledged in either direction; sent fewer where the broker takes fewer."""
+
+_IN_FLIGHT_3_1_1: Final = 20
+"""The same on MQTT 3.1.1, where a broker cannot say what it takes: the usual default of clients and brokers."""
+
+_SLICE: Final = 256
+"""Events handled before the event loop gets a turn."""
+
+_BURST: Final = 32
+"""So many events at once are a burst: the next look is taken after `_BURST_PAUSE_S`, not at the next event."""
+_BURST_PAUSE_S: Final = 0.002
+
+_FAILURE: Final = 0x80
+"""Reason codes from here on are failures (MQTT 5.0, 2.4)."""
+
+_KEEP_ALIVE_TIMEOUT: Final = 0x8D
+_SESSION_TAKEN_OVER: Final = 0x8E
+
+logger = logging.getLogger(__name__)
+
+Answer = tuple[int, str]
+"""A reason code and how to say it."""
+
+FailureKind = Literal["network", "login", "protocol", "closed"]
+
+
+class LinkFailedError(BridgeError):
+    """No connection came about; the text says why, in words for the operator."""
+
+    def __init__(self, text: str, kind: FailureKind = "network") -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """What the broker said in CONNACK; the defaults are the specification's (MQTT 5.0, 3.2.2.3)."""
+
+    session_present: bool = False
+    client_id: str | None = None
+    keepalive_s: int | None = None
+    receive_maximum: int = 65_535
+    maximum_qos: int = 2
+    retain_available: bool = True
+    maximum_packet_size: int | None = None
+    wildcard_subscriptions: bool = True
+    subscription_identifiers: bool = True
+    shared_subscriptions: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a connection ended."""
+
+    cause: str
+    deaf_since: float
+    """Epoch seconds; nothing that was sent later is sure to have been heard."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishProperties:
+    """The MQTT 5 properties of a message to publish (3.3.2.3)."""
+
+    content_type: str = ""
+    expiry_s: int | None = None
+    response_topic: str = ""
+    correlation_data: bytes = b""
+    user_properties: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes they take in the packet, rounded up."""
+        texts = [self.content_type, self.response_topic, *(text for pair in self.user_properties for text in pair)]
+        return sum(len(text.encode()) + 4 for text in texts) + len(self.correlation_data) + 8
+
+
+class Link:
+    """One connection. All but what is marked runs in the event loop that made it.
+
+    Args:
+        config: The broker.
+        protocol: The MQTT version.
+        clean_start: Whether the broker is to forget an earlier session.
+        deliver: Called with each received message.
+        lose: Called with the number of messages that came faster than they could be taken over.
+        max_waiting_bytes: How many bytes of messages may wait to be taken over.
+    """
+
+    def __init__(
+        self,
+        config: BrokerConfig,
+        protocol: Literal["5", "3.1.1"],
+        *,
+        clean_start: bool,
+        deliver: Callable[[Received], None],
+        lose: Callable[[int], None],
+        max_waiting_bytes: int,
+    ) -> None:
+        self.protocol = protocol
+        self.greeting = Greeting()
+        self.last_heard = time.monotonic()
+        self._config = config
+        self._clean_start = clean_start
+        self._deliver = deliver
+        self._lose = lose
+        self._loop = asyncio.get_running_loop()
+        self._greeted: asyncio.Future[Greeting] = _forgettable(self._loop.create_future())
+        self.ended: asyncio.Future[Ending] = self._loop.create_future()
+        """Done when the connection is over."""
+        self._abandoned = False
+        self._farewell: tuple[str, int] | None = None
+        self._questions: dict[int, asyncio.Future[Answer]] = {}
+        self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._inbound = _Inbound(self._wake, max_waiting_bytes)
+        self._awake = False
+        """Whether the event loop will look at what came in without being woken."""
+        self._lost_told = 0
+        self._paho = self._make_paho()
+
+    # Opening and closing.
+
+    async def open(self) -> None:
+        """Connect and wait for CONNACK.
+
+        Raises:
+            LinkFailedError: The broker cannot be reached, is not trusted or said no.
+        """
+        timeout_s = self._config.connect_timeout_s
+        threading.Thread(target=self._connect, name="mqtt.connect", daemon=True).start()
+        try:
+            async with asyncio.timeout(timeout_s + 0.5):  # paho's own limit, for TCP, TLS and WebSocket, comes first
+                self.greeting = await self._greeted
+        except TimeoutError:
+            self._abandon()
+            raise LinkFailedError(
+                f"{self._config.url} did not answer CONNECT within {timeout_s:g} s: is it a healthy MQTT broker?"
+            ) from None
+        except BaseException:
+            self._abandon()
+            raise
+        if self.protocol == "5":
+            self._in_flight = asyncio.Semaphore(min(MAX_IN_FLIGHT, self.greeting.receive_maximum))
+        else:
+            self._in_flight = asyncio.Semaphore(_IN_FLIGHT_3_1_1)
+
+    async def close(self) -> None:
+        """Say DISCONNECT, which ends the session at the broker too, and wait at most half a second for the end."""
+        properties = None
+        if self.protocol == "5":
+            properties = Properties(PacketTypes.DISCONNECT)
+            properties.SessionExpiryInterval = 0
+        self._abandon(properties)
+        await asyncio.wait([self.ended], timeout=0.5)
+
+    def _abandon(self, properties: Properties | None = None) -> None:
+        self._abandoned = True
+        self._paho.disconnect(properties=properties)
+
+    def tls_facts(self) -> dict[str, object]:
+        """Say how the connection is encrypted."""
+        if self._config.tls is None:
+            return {"enabled": False}
+        facts: dict[str, object] = {"enabled": True, "verified": not self._config.tls.insecure}
+        stream = self._paho.socket()
+        if isinstance(stream, ssl.SSLSocket):
+            cipher, certificate = stream.cipher(), stream.getpeercert()
+            facts["version"] = stream.version()
+            facts["cipher"] = cipher[0] if cipher else None
+            facts["certificate_expires"] = certificate.get("notAfter") if certificate else None
+        return facts
+
+    # Asking the broker.
+
+    async def publish(
+        self, topic: str, payload: bytes, qos: int, *, retain: bool, properties: PublishProperties
+    ) -> Answer:
+        """Publish, and wait for the acknowledgement (QoS 0: for the moment it is written to the socket).
+
+        Raises:
+            BrokerOfflineError: The connection is gone; nothing was sent.
+            BrokerRefusedError: The broker said no.
+            BrokerSilentError: It did not answer in time, or the connection broke meanwhile.
+        """
+        what = f"the message to {shown(topic)}"
+        sent = False
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S), self._in_flight:
+                info = self._paho.publish(topic, payload, qos, retain, self._publish_properties(properties))
+                answer = self._ask(info.rc, info.mid)
+                sent = True
+                return _accepted(await self._answer(answer, info.mid, what), what)
+        except TimeoutError:
+            raise BrokerSilentError(
+                f"The broker did not acknowledge {what} within {ANSWER_TIMEOUT_S:g} s: it may have taken it or not."
+                if sent
+                else f"The broker is not acknowledging messages; {what} waited {ANSWER_TIMEOUT_S:g} s and was not sent."
+            ) from None
+
+    async def subscribe(self, topic_filter: str, qos: int, identifier: int, *, known: bool = False) -> int:
+        """Subscribe, wait for SUBACK and return the QoS granted.
+
+        Args:
+            topic_filter: A well-formed topic filter.
+            qos: The highest QoS wanted.
+            identifier: The subscription identifier; not sent where the broker knows none.
+            known: The session is an old one: retained messages are wanted only if it does not have the subscription.
+
+        Raises:
+            BrokerOfflineError, BrokerRefusedError, BrokerSilentError: As for `publish`.
+        """
+        what = f"the subscription to {shown(topic_filter)}"
+        if self.protocol == "5":
+            properties = Properties(PacketTypes.SUBSCRIBE)
+            if self.greeting.subscription_identifiers:
+                properties.SubscriptionIdentifier = identifier
+            handling = SubscribeOptions.RETAIN_SEND_IF_NEW_SUB if known else SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+            options = SubscribeOptions(qos=qos, retainHandling=handling)
+            rc, mid = self._paho.subscribe(topic_filter, options=options, properties=properties)
+        else:
+            rc, mid = self._paho.subscribe(topic_filter, qos)
+        code, _ = _accepted(await self._answer_in_time(self._ask(rc, mid), mid, what), what)
+        return code
+
+    def unsubscribe_soon(self, topic_filter: str) -> "asyncio.Future[Answer]":
+        """Send UNSUBSCRIBE and return what will be the answer; it may be thrown away.
+
+        A broker answers this packet whatever it names (MQTT 5.0, 3.10.4 and 3.11.3), which makes it a round trip that
+        needs no rights and leaves no trace.
+
+        Raises:
+            BrokerOfflineError: The connection is gone.
+        """
+        rc, mid = self._paho.unsubscribe(topic_filter)
+        return self._ask(rc, mid)
+
+    def _ask(self, rc: MQTTErrorCode, mid: int | None) -> "asyncio.Future[Answer]":
+        if rc != MQTTErrorCode.MQTT_ERR_SUCCESS or mid is None or self.ended.done():
+            raise BrokerOfflineError(f"The connection to {self._config.url} is gone: nothing was sent.")
+        answer = self._questions[mid] = _forgettable(self._loop.create_future())
+        return answer
+
+    async def _answer(self, answer: "asyncio.Future[Answer]", mid: int, what: str) -> Answer:
+        try:
+            return await answer
+        except BrokerSilentError as exc:
+            raise BrokerSilentError(f"{exc} The broker may have taken {what} or not.") from None
+        finally:
+            self._questions.pop(mid, None)
+
+    async def _answer_in_time(self, answer: "asyncio.Future[Answer]", mid: int | None, what: str) -> Answer:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                return await self._answer(answer, mid or 0, what)
+        except TimeoutError:
+            raise BrokerSilentError(f"The broker did not acknowledge {what} within {ANSWER_TIMEOUT_S:g} s.") from None
+
+    def _publish_properties(self, wanted: PublishProperties) -> Properties | None:
+        if self.protocol != "5" or wanted == PublishProperties():
+            return None
+        properties = Properties(PacketTypes.PUBLISH)
+        if wanted.content_type:
+            properties.ContentType = wanted.content_type
+        if wanted.expiry_s is not None:
+            properties.MessageExpiryInterval = wanted.expiry_s
+        if wanted.response_topic:
+            properties.ResponseTopic = wanted.response_topic
+        if wanted.correlation_data:
+            properties.CorrelationData = wanted.correlation_data
+        if wanted.user_properties:
+            properties.UserProperty = list(wanted.user_properties)
+        return properties
+
+    # What came in.
+
+    def _wake(self) -> None:
+        """Have the event loop look at what came in. Runs in paho's thread."""
+        if not self._awake:
+            self._awake = True
+            try:
+                self._loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:
+                logger.debug("the event loop is closed; what the broker still sends is not wanted")
+
+    def _drain(self) -> None:
+        inbound = self._inbound
+        handled = 0
+        while inbound.events and handled < _SLICE:
+            event = inbound.events.popleft()
+            handled += 1
+            try:
+                if isinstance(event, Received):
+                    inbound.bytes_out += len(event.payload)
+                    self._deliver(event)
+                else:
+                    event()
+            except Exception:
+                logger.exception("what the broker sent could not be handled; listening goes on")
+        if handled:
+            self.last_heard = time.monotonic()
+        if (lost := inbound.lost) != self._lost_told:
+            self._lose(lost - self._lost_told)
+            self._lost_told = lost
+        if inbound.events:
+            self._loop.call_soon(self._drain)
+        elif handled >= _BURST:
+            self._loop.call_later(_BURST_PAUSE_S, self._drain)
+        else:
+            self._awake = False
+            if inbound.events:  # it came between the two lines above, and woke nobody
+                self._wake()
+
+    def _on_connack(self, code: int, reason: str, session_present: bool, properties: dict[str, Any]) -> None:
+        if self._greeted.done():
+            self._paho.disconnect()  # too late: nobody waits for it any more
+        elif code >= _FAILURE:
+            self._greeted.set_exception(_refusal(code, reason, self._config, self.protocol))
+        else:
+            self._greeted.set_result(
+                Greeting(
+                    session_present=session_present,
+                    client_id=properties.get("AssignedClientIdentifier"),
+                    keepalive_s=properties.get("ServerKeepAlive"),
+                    receive_maximum=properties.get("ReceiveMaximum", 65_535),
+                    maximum_qos=properties.get("MaximumQoS", 2),
+                    retain_available=bool(properties.get("RetainAvailable", 1)),
+                    maximum_packet_size=properties.get("MaximumPacketSize"),
+                    wildcard_subscriptions=bool(properties.get("WildcardSubscriptionAvailable", 1)),
+                    subscription_identifiers=bool(properties.get("SubscriptionIdentifierAvailable", 1)),
+                    shared_subscriptions=bool(properties.get("SharedSubscriptionAvailable", 1)),
+                )
+            )
+
+    def _on_answer(self, mid: int, code: int, reason: str) -> None:
+        answer = self._questions.pop(mid, None)
+        if answer is not None and not answer.done():
+            answer.set_result((code, reason))
+
+    def _on_disconnect(self, from_broker: bool, code: int, reason: str) -> None:
+        if code == _SESSION_TAKEN_OVER:
+            reason += f"; another client uses the client id {shown(self._config.client_id)}"
+        self._farewell = (f"the broker closed it: {reason}" if from_broker else _own_ending(code, reason)), code
+
+    def _on_end(self, error: Exception | None) -> None:
+        """Close the books: nobody waits on a connection that is over."""
+        if self.ended.done():
+            return
+        now, silent_s = time.time(), time.monotonic() - self.last_heard
+        cause, code = self._farewell or ("the broker closed it without a word", 0)
+        if isinstance(error, LinkFailedError):
+            cause = str(error)
+        elif error is not None:
+            cause = "the network thread failed"
+            logger.error("the network thread of the MQTT client failed", exc_info=error)
+        # A keep-alive timeout notices after up to two intervals that nothing came any more.
+        keepalive_s = self.greeting.keepalive_s or self._config.keepalive_s
+        deaf_s = min(silent_s, 2 * keepalive_s) if code == _KEEP_ALIVE_TIMEOUT else 0.0
+        self.ended.set_result(Ending(cause, now - deaf_s))
+        if not self._greeted.done():
+            failure = error if isinstance(error, LinkFailedError) else _closed_early(self._config)
+            self._greeted.set_exception(failure)
+        for answer in self._questions.values():
+            if not answer.done():
+                answer.set_exception(BrokerSilentError(f"The connection was lost: {cause}."))
+        self._questions.clear()
+
+    # paho: making it, and its callbacks, which run in its thread.
+
+    def _make_paho(self) -> "_Paho":
+        config = self._config
+        paho = _Paho(
+            self._inbound,
+            self._on_end,
+            client_id=config.client_id,
+            clean_session=None if self.protocol == "5" else config.session_expiry_s == 0,
+            protocol=MQTTProtocolVersion.MQTTv5 if self.protocol == "5" else MQTTProtocolVersion.MQTTv311,
+            transport=config.transport,
+        )
+        paho.connect_timeout = config.connect_timeout_s
+        paho.max_inflight_messages_set(0)  # `_in_flight` is the limit
+        if config.transport == "websockets":
+            paho.ws_set_options(path=config.ws_path)
+        if config.user is not None or config.password is not None:
+            paho.username_pw_set(config.user, config.password.get_secret_value() if config.password else None)
+        paho.on_socket_open = _send_at_once
+        paho.on_connect = self._connack_came
+        paho.on_disconnect = self._disconnect_came
+        paho.on_publish = self._answer_came
+        paho.on_subscribe = self._suback_came
+        paho.on_unsubscribe = self._suback_came
+        return paho
+
+    def _connect(self) -> None:
+        """Connect and start paho's thread. Blocks, so it has a thread of its own."""
+        config = self._config
+        options: dict[str, Any] = {}
+        if self.protocol == "5":
+            options["properties"] = properties = Properties(PacketTypes.CONNECT)
+            properties.ReceiveMaximum = MAX_IN_FLIGHT
+            if config.session_expiry_s:
+                properties.SessionExpiryInterval = config.session_expiry_s
+            options["clean_start"] = self._clean_start
+        try:
+            if self._config.tls is not None:
+                self._paho.tls_set_context(tls_context(self._config.tls))
+            self._paho.connect(config.host, config.port, config.keepalive_s, **options)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the event loop waits to hear of it
+            failure = _failure(exc, config)
+            self._inbound.post(lambda: self._on_end(failure))
+            return
+        if self._abandoned:
+            self._paho.disconnect()
+        else:
+            self._paho.loop_start()
+
+    def _connack_came(
+        self, _client: Client, _data: object, flags: ConnectFlags, code: ReasonCode, properties: Properties | None
+    ) -> None:
+        said = properties.json() if properties else {}
+        value, reason, session_present = code.value, _spoken(code, properties), flags.session_present
+        self._inbound.post(lambda: self._on_connack(value, reason, session_present, said))
+
+    def _disconnect_came(
+        self, _client: Client, _data: object, flags: DisconnectFlags, code: ReasonCode, properties: Properties | None
+    ) -> None:
+        value, reason, from_broker = code.value, _spoken(code, properties), flags.is_disconnect_packet_from_server
+        self._inbound.post(lambda: self._on_disconnect(from_broker, value, reason))
+
+    def _answer_came(
+        self, _client: Client, _data: object, mid: int, code: ReasonCode, properties: Properties | None
+    ) -> None:
+        value, reason = code.value, _spoken(code, properties)
+        self._inbound.post(lambda: self._on_answer(mid, value, reason))
+
+    def _suback_came(
+        self, client: Client, data: object, mid: int, codes: list[ReasonCode], properties: Properties | None
+    ) -> None:
+        # An UNSUBACK of MQTT 3.1.1 has no reason code: it means success (3.11).
+        self._answer_came(client, data, mid, codes[0] if codes else ReasonCode(PacketTypes.UNSUBACK), properties)
+
+
+class _Inbound:
+    """What paho's thread leaves for the event loop. Each counter is written by one side only."""
+
+    def __init__(self, wake: Callable[[], None], max_waiting_bytes: int) -> None:
+        self.events: deque[Received | Callable[[], None]] = deque()
+        self.bytes_out = 0
+        self.lost = 0
+        self._bytes_in = 0
+        self._wake = wake
+        self._max_waiting_bytes = max_waiting_bytes
+
+    def post(self, event: Callable[[], None]) -> None:
+        """Have `event` called in the event loop."""
+        self.events.append(event)
+        self._wake()
+
+    def post_message(self, message: Received) -> None:
+        """Have `message` delivered in the event loop, if it is not hopelessly behind."""
+        if self._bytes_in - self.bytes_out > self._max_waiting_bytes:
+            self.lost += 1
+        else:
+            self._bytes_in += len(message.payload)
+            self.events.append(message)
+        self._wake()
+
+
+class _Paho(Client):
+    """paho with four corrections. All of it runs in paho's thread."""
+
+    def __init__(self, inbound: _Inbound, on_end: Callable[[Exception | None], None], **options: Any) -> None:
+        super().__init__(CallbackAPIVersion.VERSION2, reconnect_on_failure=False, **options)
+        self._inbound = inbound
+        self._on_end = on_end
+        self.on_message = self._complete_message
+
+    def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
+        """Run the network loop, and report its end whatever ended it: a thread that dies in silence leaves us deaf."""
+        error: Exception | None = None
+        try:
+            return super().loop_forever(timeout, retry_first_connection)
+        except Exception as exc:  # noqa: BLE001 - reported, not hidden
+            error = exc
+            return MQTTErrorCode.MQTT_ERR_UNKNOWN
+        finally:
+            self._inbound.post(lambda: self._on_end(error))
+
+    def _handle_publish(self) -> MQTTErrorCode:
+        """Take a message over without paho's slow properties (20 us a message with a subscription identifier)."""
+        packet = self._in_packet
+        try:
+            mid, message = decode_publish(
+                packet["command"],
+                bytes(packet["packet"]),
+                time.time(),
+                mqtt_5=self._protocol == MQTTProtocolVersion.MQTTv5,
+            )
+        except MalformedPacketError:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        if message.qos == 2:  # noqa: PLR2004 - exactly once
+            if len(self._in_messages) > MAX_IN_FLIGHT and self._protocol == MQTTProtocolVersion.MQTTv5:
+                return MQTTErrorCode.MQTT_ERR_PROTOCOL  # more than the Receive Maximum we sent
+            held = MQTTMessage(mid)
+            held.payload = message  # type: ignore[assignment] # paho only keeps it until PUBREL
+            with self._in_message_mutex:
+                self._in_messages[mid] = held
+            return self._send_pubrec(mid)
+        self._inbound.post_message(message)
+        return self._send_puback(mid) if message.qos else MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _complete_message(self, _client: Client, _data: object, held: MQTTMessage) -> None:
+        self._inbound.post_message(held.payload)  # type: ignore[arg-type] # see _handle_publish
+
+    def _handle_pubrec(self) -> MQTTErrorCode:
+        """Take a refusal of a QoS 2 message for one; paho goes on to PUBREL and reports success."""
+        packet = self._in_packet["packet"]
+        if self._protocol != MQTTProtocolVersion.MQTTv5 or len(packet) < 3 or packet[2] < _FAILURE:  # noqa: PLR2004
+            return super()._handle_pubrec()
+        mid = int.from_bytes(packet[:2], "big")
+        with self._out_message_mutex:
+            if mid in self._out_messages:
+                code = ReasonCode(PacketTypes.PUBREC, identifier=packet[2])
+                return self._do_on_publish(mid, code, Properties(PacketTypes.PUBREC))
+        return MQTTErrorCode.MQTT_ERR_SUCCESS
+
+
+def _forgettable(future: "asyncio.Future[Any]") -> "asyncio.Future[Any]":
+    """Let `future` fail without a warning when nobody waits for it any more."""
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future
+
+
+def _send_at_once(_client: Client, _data: object, stream: Any) -> None:
+    """Switch Nagle's algorithm off: with it an answer can wait 40 ms for an acknowledgement (measured)."""
+    borrowed = socket.socket(fileno=stream.fileno())
+    try:
+        borrowed.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    finally:
+        borrowed.detach()
+
+
+def _spoken(code: ReasonCode, properties: Properties | None) -> str:
+    """Say a reason code, with the broker's own words where it sent some."""
+    try:
+        name = code.getName()
+    except (KeyError, AssertionError):  # codes that paho does not expect in this packet
+        name = _MORE_CODES.get(code.value, "reason code")
+    words = getattr(properties, "ReasonString", "")
+    return f"{name} (0x{code.value:02X})" + (f", it says {shown(words)}" if words else "")
+
+
+_MORE_CODES: Final = {0x10: "No matching subscribers", 0x95: "Packet too large", 0x9B: "QoS not supported"}
+
+
+def _accepted(answer: Answer, what: str) -> Answer:
+    code, reason = answer
+    if code >= _FAILURE:
+        raise BrokerRefusedError(f"The broker refused {what}: {reason}.")
+    return answer
+
+
+def _own_ending(code: int, reason: str) -> str:
+    if code == _KEEP_ALIVE_TIMEOUT:
+        return "the broker stopped answering (keep-alive timeout)"
+    if code == 0:
+        return "it was closed"
+    return "the broker closed it or the network broke" if code == _UNSPECIFIED else f"it broke: {reason}"
+
+
+_UNSPECIFIED: Final = 0x80
+
+
+_LOGIN_CODES: Final = {0x86, 0x87, 0x8A, 0x8C}
+_ADVICE: Final = {
+    0x84: "it does not speak MQTT {protocol}: set MQTT_PROTOCOL",
+    0x85: "it does not accept the client id {client_id}: set MQTT_CLIENT_ID",
+    0x86: "user name or password is wrong: check MQTT_USER and MQTT_PASSWORD",
+    0x87: "the login is not allowed: check MQTT_USER, MQTT_PASSWORD and the broker's rules for this user and client id",
+    0x88: "it is not available",
+    0x89: "it is busy",
+    0x8A: "this client is banned",
+    0x9F: "connections come too fast",
+}
+"""What a CONNACK reason code means to an operator (MQTT 5.0, 3.2.2.2)."""
+
+
+def _refusal(code: int, reason: str, config: BrokerConfig, protocol: str) -> LinkFailedError:
+    advice = _ADVICE.get(code, "see the broker's log").format(protocol=protocol, client_id=shown(config.client_id))
+    kind: FailureKind = "login" if code in _LOGIN_CODES else "protocol" if code == 0x84 else "network"  # noqa: PLR2004
+    return LinkFailedError(f"{config.url} refused the connection: {reason}; {advice}.", kind)
+
+
+def _closed_early(config: BrokerConfig) -> LinkFailedError:
+    likely = (
+        "it may want a client certificate (MQTT_CLIENT_CERT)" if config.tls else "the port may want TLS (MQTT_USE_TLS)"
+    )
+    return LinkFailedError(
+        f"{config.url} closed the connection without answering CONNECT: {likely}, another MQTT version, "
+        "or not be an MQTT broker.",
+        "closed",
+    )
+
+
+def _failure(exc: Exception, config: BrokerConfig) -> LinkFailedError:
+    """Say what an error on the way to the broker means to an operator."""
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        advice = _CERTIFICATE_ADVICE.get(exc.verify_code, "set MQTT_CA_CERT to the CA that signed it")
+        text = f"its certificate is not trusted ({exc.verify_message}); {advice}."
+    elif isinstance(exc, ssl.SSLError):
+        reason = exc.reason or str(exc)
+        advice = next(
+            (advice for part, advice in _TLS_ADVICE.items() if part in reason), "see the broker's TLS settings"
+        )
+        text = f"TLS failed ({reason}); {advice}."
+    elif isinstance(exc, socket.gaierror):
+        text = f"the name {shown(config.host)} cannot be resolved; check MQTT_BROKER and DNS."
+    elif isinstance(exc, ConnectionRefusedError):
+        text = "nothing listens there; is the broker running, and is MQTT_PORT right?"
+    elif isinstance(exc, TimeoutError):
+        text = f"no answer within {config.connect_timeout_s:g} s; check address, network and firewall."
+    elif isinstance(exc, OSError):
+        text = f"{exc.strerror or exc}."
+    else:
+        text = f"{exc}."
+    return LinkFailedError(f"Cannot connect to {config.url}: {text}")
+
+
+_CERTIFICATE_ADVICE: Final = {
+    10: "have the broker's certificate renewed, or check this machine's clock",
+    9: "check this machine's clock",
+    62: "it was issued for another name: connect by that name or set MQTT_TLS_SERVER_NAME",
+    64: "it was issued for another address: connect by name or set MQTT_TLS_SERVER_NAME",
+}
+"""By OpenSSL's X509_V_ERR code: expired, not yet valid, host name mismatch, address mismatch."""
+
+_TLS_ADVICE: Final = {
+    "WRONG_VERSION_NUMBER": "nothing speaks TLS on this port: check MQTT_PORT and MQTT_USE_TLS",
+    "RECORD_LAYER_FAILURE": "nothing speaks TLS on this port: check MQTT_PORT and MQTT_USE_TLS",
+    "PROTOCOL_VERSION": "the broker does not speak a TLS version that MQTT_TLS_MIN_VERSION allows",
+    "UNSUPPORTED_PROTOCOL": "the broker does not speak a TLS version that MQTT_TLS_MIN_VERSION allows",
+    "HANDSHAKE_FAILURE": "no cipher in common, or the broker wants a client certificate: check MQTT_TLS_CIPHERS and "
+    "MQTT_CLIENT_CERT",
+    "CERTIFICATE": "the broker does not accept the client certificate: check MQTT_CLIENT_CERT and MQTT_CLIENT_KEY",
+    "KEY_VALUES_MISMATCH": "MQTT_CLIENT_KEY does not belong to MQTT_CLIENT_CERT",
+    "BAD_DECRYPT": "MQTT_CLIENT_KEY_PASSWORD is wrong",
+}
+"""By part of OpenSSL's reason."""
+
+
+def tls_context(tls: TLSConfig) -> ssl.SSLContext:
+    """Make the TLS context; files are read now, so that each connection uses what they hold by then.
+
+    Raises:
+        OSError: A file cannot be read, or is no certificate or key (`ssl.SSLError`).
+    """
+    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.server_name = tls.server_name
+    context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
+    if tls.ciphers:
+        context.set_ciphers(tls.ciphers)
+    if tls.ca_cert:
+        context.load_verify_locations(tls.ca_cert)
+    else:
+        context.load_default_certs()
+    if tls.client_cert:
+        password = tls.client_key_password.get_secret_value() if tls.client_key_password else ""
+        context.load_cert_chain(tls.client_cert, tls.client_key, password)  # "" keeps OpenSSL from asking the terminal
+    if tls.insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class _NamedContext(ssl.SSLContext):
+    """A TLS context that expects the certificate to be for `server_name`, whatever host was connected to."""
+
+    server_name: str | None = None
+
+    def wrap_socket(self, sock: socket.socket, *args: Any, **options: Any) -> ssl.SSLSocket:
+        """Wrap `sock`, with our server name in place of paho's."""
+        if self.server_name:
+            options["server_hostname"] = self.server_name
+        return super().wrap_socket(sock, *args, **options)
