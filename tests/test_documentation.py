@@ -1,0 +1,34 @@
+"""What the documents say is what the code does."""
+
+import stat
+import tomllib
+
+import pytest
+
+import server
+from tests.documentation import README, ROOT, SNAPSHOT, readme, snapshot
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_the_tables_of_the_readme_are_those_of_the_code() -> None:
+    assert README.read_text(encoding="utf-8") == await readme(), "scripts/docs writes them"
+
+
+async def test_the_tools_are_those_of_the_snapshot() -> None:
+    assert SNAPSHOT.read_text(encoding="utf-8") == await snapshot(), "scripts/docs writes it; read the diff"
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+    assert project["version"] == server.VERSION
+    assert f"## [{server.VERSION}]" in changelog
+
+
+def test_every_script_is_executable_and_named_in_the_readme() -> None:
+    text = README.read_text(encoding="utf-8")
+    for script in (ROOT / "scripts").iterdir():
+        assert script.stat().st_mode & stat.S_IXUSR, script
+        assert f"scripts/{script.name}" in text or script.name == "venv", script

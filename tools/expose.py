@@ -1,0 +1,153 @@
+"""The one way from a method to a tool: what every call and every answer must go through happens here, once."""
+
+import functools
+import inspect
+import json
+from collections.abc import Awaitable, Callable
+from difflib import get_close_matches
+from typing import Annotated, Any, Final
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.tools import Tool
+from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from pydantic import BaseModel, BeforeValidator, ValidationError
+
+from errors import BridgeError
+from sanitizer import hide_secrets
+from topics import shown
+
+READS: Final = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=True)
+"""Looks, and changes nothing at the broker that others could see."""
+HANDLES: Final = ToolAnnotations(
+    read_only_hint=True, destructive_hint=False, idempotent_hint=False, open_world_hint=True
+)
+"""Looks, and opens or closes something of this session."""
+WRITES: Final = ToolAnnotations(
+    read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=True
+)
+"""Acts on the world: a message can start a motor, and a retained one replaces what was there."""
+DELETES: Final = ToolAnnotations(
+    read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True
+)
+"""Removes something that others rely on."""
+
+OptionalText = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
+"""Text that may be left out. Exactly `str` for the SDK, which would parse JSON-looking text for any other type."""
+
+
+def expose(method: Callable[..., Awaitable[BaseModel]], title: str, hints: ToolAnnotations) -> Tool:
+    """Turn a toolset's method into a tool.
+
+    The docstring becomes the description, the annotations the schemas. A foreseen failure becomes a tool error; every
+    text that goes out has its secrets hidden; arguments that do not exist are refused.
+    """
+    signature = inspect.signature(method)
+    answer_model = signature.return_annotation
+
+    @functools.wraps(method)
+    async def guarded(*args: object, **kwargs: object) -> CallToolResult:
+        try:
+            answer = await method(*args, **kwargs)
+        except BridgeError as exc:
+            raise ToolError(_fit_to_leave(str(exc))) from exc
+        structured = _all_fit_to_leave(answer.model_dump(mode="json"))
+        text = json.dumps(structured, ensure_ascii=False, separators=(",", ":"))
+        return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=structured)
+
+    guarded.__signature__ = signature.replace(  # type: ignore[attr-defined] # what inspect.signature looks for first
+        return_annotation=Annotated[CallToolResult, answer_model]
+    )
+    tool = _StrictTool.from_function(
+        guarded, title=title, description=" ".join((method.__doc__ or "").split()), annotations=hints
+    )
+    metadata = tool.fn_metadata
+    metadata.arg_model.model_config["extra"] = "forbid"
+    metadata.arg_model.model_rebuild(force=True)
+    tool.parameters = lean(metadata.arg_model.model_json_schema())
+    if metadata.output_schema is not None:
+        metadata.output_schema = outline(metadata.output_schema)
+    return tool
+
+
+class _StrictTool(Tool):
+    """A tool that says in plain words what is wrong with its arguments."""
+
+    async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
+        """Run the tool; see `Tool.run`."""
+        try:
+            return await super().run(arguments, context, convert_result)
+        except ToolError as exc:
+            if isinstance(exc.__cause__, ValidationError):
+                known = list(self.parameters.get("properties", {}))
+                text = "; ".join(_in_words(dict(problem), known) for problem in exc.__cause__.errors())
+                raise ToolError(_fit_to_leave(f"{self.name} was not called: {text}.")) from exc
+            raise
+
+
+def _in_words(problem: dict[str, Any], known: list[str]) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        close = get_close_matches(where, known, n=1)
+        meant = f"did you mean {close[0]}?" if close else f"there are {', '.join(known) or 'none'}"
+        return f"there is no argument {shown(where)}, {meant}".rstrip("?")
+    if problem["type"] == "missing":
+        return f"{where} is required"
+    given = problem.get("input")
+    what = f", not {shown(given) if isinstance(given, str) else shown(repr(given))[1:-1]}"
+    hint = " (pass JSON as text)" if problem["type"] == "string_type" and isinstance(given, dict | list) else ""
+    return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}{what}"
+
+
+def _fit_to_leave(text: str) -> str:
+    """Hide secrets, and show a lone surrogate as an escape: it would kill the transport (SDK 2.3.0)."""
+    text = hide_secrets(text)
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+
+
+def _all_fit_to_leave(value: Any) -> Any:
+    if isinstance(value, str):
+        return _fit_to_leave(value)
+    if isinstance(value, dict):
+        return {_fit_to_leave(key): _all_fit_to_leave(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_all_fit_to_leave(item) for item in value]
+    return value
+
+
+def lean(schema: dict[str, Any]) -> dict[str, Any]:
+    """Take out of an input schema what every session would pay for and no model needs.
+
+    Titles repeat names; `null` beside a type, or an empty text as default, only says that an argument may be left out.
+    """
+
+    def trim(node: Any, *, names: bool = False) -> Any:
+        if isinstance(node, list):
+            return [trim(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if not names and "anyOf" in node:
+            kinds = [kind for kind in node["anyOf"] if kind != {"type": "null"}]
+            if len(kinds) == 1:
+                node = {key: value for key, value in node.items() if key not in ("anyOf", "default")} | kinds[0]
+        return {
+            key: trim(value, names=not names and key in ("properties", "$defs"))
+            for key, value in node.items()
+            if names or (key != "title" and (key, value) != ("default", ""))
+        }
+
+    trimmed: dict[str, Any] = trim(schema)
+    return trimmed
+
+
+def outline(schema: dict[str, Any]) -> dict[str, Any]:
+    """Reduce an output schema to the names and types of the answer's fields; the answer shows what is inside."""
+
+    def kind(node: dict[str, Any]) -> dict[str, Any]:
+        if "anyOf" in node:
+            return {"type": [kind(choice)["type"] for choice in node["anyOf"]]}
+        if node.get("type") == "array":
+            return {"type": "array", "items": kind(node["items"])}
+        return {"type": node.get("type", "object")}
+
+    return {"type": "object", "properties": {name: kind(node) for name, node in schema["properties"].items()}}

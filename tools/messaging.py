@@ -1,0 +1,708 @@
+"""The messaging tools: look around, read, subscribe, wait, publish, request, clear."""
+
+import asyncio
+import base64
+import binascii
+import json
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal
+
+from mcp.server.mcpserver import Context
+from mcp.server.mcpserver.tools import Tool
+from pydantic import BaseModel, Field
+
+from config import AccessMode, Bounds
+from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError
+from inbox import Message, Reading
+from mqtt_client import Broker
+from mqtt_link import PublishProperties
+from sanitizer import hide_secrets
+from tools.answers import (
+    NotFaithfulError,
+    ShownGap,
+    ShownMessage,
+    decode_json,
+    decode_text,
+    fit_all,
+    fit_in_order,
+    instant,
+    show_gaps,
+    show_message,
+    size_of,
+    visible,
+)
+from tools.conditions import Condition, Matcher
+from tools.expose import DELETES, HANDLES, READS, WRITES, OptionalText, expose
+from topics import TopicFilter, check_topic_name, shown
+
+MAX_SILENCE_S: Final = 2.0
+"""A broker silent for longer is asked whether it is still there before silence is reported as silence."""
+
+MAX_TOPICS_HEARD: Final = 20_000
+"""Topics told apart while looking around; further ones are left out, and that is said."""
+
+MAX_LOOKS: Final = 8
+"""Looks around whose further pages are kept; the oldest goes first."""
+
+_SAMPLE_CHARS: Final = 80
+_QUIET_S: Final = 0.3
+"""Retained messages come in one burst after SUBACK; so long a pause is its end."""
+_PROGRESS_S: Final = 1.0
+_ENVELOPE: Final = 64
+"""Bytes an answer grows by when the fields around its messages are filled in."""
+
+Filter = Annotated[str, Field(description="topic filter; + matches one level, a last # all further")]
+Limit = Annotated[int, Field(ge=1, le=1000)]
+MaxBytes = Annotated[int | None, Field(ge=1024, le=1 << 20, description="of the whole answer")]
+QoS = Literal[0, 1, 2]
+Timeout = Annotated[float, Field(ge=0.1, le=300)]
+
+
+class TopicSeen(BaseModel):
+    """What was heard of one topic."""
+
+    topic: str
+    messages: int
+    retained: bool
+    payload_type: Literal["empty", "number", "boolean", "json", "text", "binary"]
+    sample: str
+    bytes: int
+    last_seen: str
+
+
+class TopicsSeen(BaseModel):
+    """Answer of mqtt_topics."""
+
+    topics: list[TopicSeen]
+    total: int
+    next_cursor: str | None
+    truncated: bool
+    listened_s: float
+    connected_throughout: bool
+
+
+class ValuesRead(BaseModel):
+    """Answer of mqtt_read."""
+
+    messages: list[ShownMessage]
+    listened_s: float
+    connected_throughout: bool
+    truncated: bool
+    omitted: int = Field(default=0, exclude_if=lambda value: not value)
+    gaps: list[ShownGap] = Field(default=[], exclude_if=lambda value: not value)
+
+
+class Subscribed(BaseModel):
+    """Answer of mqtt_subscribe."""
+
+    subscription_id: str
+    topic_filter: str
+    granted_qos: int
+    cursor: str
+
+
+class TopicStatistics(BaseModel):
+    """One topic in the answer of mqtt_messages with mode stats."""
+
+    topic: str
+    messages: int
+    bytes: int
+    first_at: str
+    last_at: str
+    min: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    max: float | None = Field(default=None, exclude_if=lambda value: value is None)
+    mean: float | None = Field(default=None, exclude_if=lambda value: value is None)
+
+
+class Messages(BaseModel):
+    """Answer of mqtt_messages."""
+
+    messages: list[ShownMessage]
+    next_cursor: str
+    remaining: int
+    dropped: int
+    gaps: list[ShownGap]
+    connected_throughout: bool
+    truncated: bool
+    stats: list[TopicStatistics] = Field(default=[], exclude_if=lambda value: not value)
+
+
+class Unsubscribed(BaseModel):
+    """Answer of mqtt_unsubscribe."""
+
+    topic_filter: str
+    received: int
+    dropped: int
+
+
+class Waited(BaseModel):
+    """Answer of mqtt_wait."""
+
+    matched: bool
+    messages: list[ShownMessage]
+    seen: int
+    waited_s: float
+    connected_throughout: bool
+    truncated: bool = Field(default=False, exclude_if=lambda value: not value)
+    gaps: list[ShownGap] = Field(default=[], exclude_if=lambda value: not value)
+
+
+class PublishedAnswer(BaseModel):
+    """Answer of mqtt_publish."""
+
+    topic: str
+    bytes: int
+    qos: int
+    retain: bool
+    acknowledged: bool
+    reason: str
+    elapsed_ms: float
+
+
+class Responded(BaseModel):
+    """Answer of mqtt_request."""
+
+    response: ShownMessage
+    elapsed_ms: float
+
+
+class Cleared(BaseModel):
+    """Answer of mqtt_clear_retained."""
+
+    topics: list[str]
+    cleared: int
+    dry_run: bool
+    truncated: bool
+    failed: dict[str, str] = Field(default={}, exclude_if=lambda value: not value)
+
+
+@dataclass(slots=True)
+class _Heard:
+    """What a look around knows of one topic."""
+
+    last: Message
+    messages: int = 0
+    retained: bool = False
+
+
+@dataclass(slots=True)
+class _Look:
+    """A look around whose pages can be fetched."""
+
+    topics: list[_Heard]
+    listened_s: float
+    connected_throughout: bool
+    incomplete: bool
+    token: str = field(default_factory=lambda: secrets.token_hex(4))
+
+
+class Messaging:
+    """Publish, subscribe, read and wait."""
+
+    def __init__(self, broker: Broker, bounds: Bounds) -> None:
+        self._broker = broker
+        self._bounds = bounds
+        self._looks: dict[str, _Look] = {}
+
+    def tools(self, access: AccessMode) -> list[Tool]:
+        """List the tools that an access mode has."""
+        tools = [
+            expose(self.mqtt_topics, "Look around", READS),
+            expose(self.mqtt_read, "Read current values", READS),
+            expose(self.mqtt_subscribe, "Subscribe", HANDLES),
+            expose(self.mqtt_messages, "Read received messages", READS),
+            expose(self.mqtt_unsubscribe, "Unsubscribe", HANDLES),
+            expose(self.mqtt_wait, "Wait for a message", READS),
+        ]
+        if access in ("write", "admin"):
+            tools += [
+                expose(self.mqtt_publish, "Publish", WRITES),
+                expose(self.mqtt_request, "Request and response", WRITES),
+            ]
+        if access == "admin":
+            tools.append(expose(self.mqtt_clear_retained, "Clear retained messages", DELETES))
+        return tools
+
+    async def mqtt_topics(
+        self,
+        topic_filter: Filter = "#",
+        listen_s: Annotated[float, Field(ge=0, le=60)] = 2,
+        contains: Annotated[OptionalText, Field(description="text in the topic, any case")] = "",
+        limit: Limit = 100,
+        after: Annotated[OptionalText, Field(description="next_cursor of the page before")] = "",
+    ) -> TopicsSeen:
+        """Find out which topics exist: listen for a moment and list each topic with a sample.
+
+        Topics that are silent and not retained meanwhile stay unseen. For values use mqtt_read.
+        """
+        if after:
+            look, first = self._page(after)
+        else:
+            look, first = await self._look_around(TopicFilter(topic_filter), listen_s, contains), 0
+        answer = TopicsSeen(
+            topics=[],
+            total=len(look.topics),
+            next_cursor=f"{look.token}-{len(look.topics)}",
+            truncated=True,
+            listened_s=look.listened_s,
+            connected_throughout=look.connected_throughout,
+        )
+        room = self._bounds.result_max_bytes - size_of(answer)
+        for heard in look.topics[first : first + limit]:
+            seen = _show_topic(heard)
+            room -= size_of(seen) + 2
+            if room < 0 and answer.topics:
+                break
+            answer.topics.append(seen)
+        done = first + len(answer.topics)
+        more = done < len(look.topics)
+        answer.next_cursor = f"{look.token}-{done}" if more else None
+        answer.truncated = more or look.incomplete
+        return answer
+
+    def _page(self, cursor: str) -> tuple[_Look, int]:
+        token, _, first = cursor.partition("-")
+        if token not in self._looks or not first.isdecimal() or len(first) > len(str(MAX_TOPICS_HEARD)):
+            raise InputError(f"The page {shown(cursor)} is not kept any more: look again without `after`.")
+        return self._looks[token], int(first)
+
+    async def _look_around(self, topic_filter: TopicFilter, listen_s: float, contains: str) -> _Look:
+        heard: dict[str, _Heard] = {}
+        left_out = False
+        wanted = contains.casefold()
+
+        def hear(message: Message) -> None:
+            nonlocal left_out
+            known = heard.get(message.topic)
+            if known is None:
+                if wanted and wanted not in message.topic.casefold():
+                    return
+                if len(heard) >= MAX_TOPICS_HEARD:
+                    left_out = True
+                    return
+                known = heard[message.topic] = _Heard(message)
+            elif message.retained and known.last.payload == message.payload:
+                known.retained = True
+                return  # the retained value that was held already
+            known.messages += 1
+            known.retained = known.retained or message.retained
+            known.last = message
+
+        started = time.monotonic()
+        for message in self._broker.inbox.held(topic_filter):
+            hear(message)
+        connected = True
+        if listen_s:
+            async with self._broker.listen(topic_filter, hear, qos=0) as watch:
+                await asyncio.sleep(listen_s)
+            connected = watch.connected_throughout
+        look = _Look([heard[topic] for topic in sorted(heard)], _elapsed(started), connected, left_out)
+        self._looks[look.token] = look
+        while len(self._looks) > MAX_LOOKS:
+            del self._looks[next(iter(self._looks))]
+        return look
+
+    async def mqtt_read(
+        self,
+        topic_filter: Filter,
+        timeout_s: Timeout = 2,
+        limit: Limit = 50,
+        max_bytes: MaxBytes = None,
+    ) -> ValuesRead:
+        """Read the values now: retained ones, and what is published within the timeout, the last of each topic.
+
+        One exact topic returns as soon as it has a value. To follow values over time use mqtt_subscribe.
+        """
+        wanted = TopicFilter(topic_filter)
+        newest: dict[str, Message] = {}
+        enough = asyncio.Event()
+        omitted: set[str] = set()
+
+        def hear(message: Message) -> None:
+            if message.topic in newest or len(newest) < limit:
+                newest[message.topic] = message
+                if not wanted.has_wildcard:
+                    enough.set()
+            elif len(omitted) < MAX_TOPICS_HEARD:
+                omitted.add(message.topic)
+
+        started = time.monotonic()
+        async with self._broker.listen(wanted, hear) as watch:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await enough.wait()
+        answer = ValuesRead(
+            messages=[],
+            listened_s=_elapsed(started),
+            connected_throughout=watch.connected_throughout,
+            truncated=False,
+            omitted=len(omitted),
+            gaps=show_gaps(watch.gaps),
+        )
+        messages = [newest[topic] for topic in sorted(newest)]
+        answer.messages = fit_all(messages, self._room(max_bytes, answer))
+        answer.omitted += len(messages) - len(answer.messages)
+        answer.truncated = answer.omitted > 0 or any(message.payload_truncated for message in answer.messages)
+        return answer
+
+    async def mqtt_subscribe(self, topic_filter: Filter, qos: QoS = 1) -> Subscribed:
+        """Start collecting messages in the background, retained ones first; read them with mqtt_messages."""
+        subscription = await self._broker.subscribe(TopicFilter(topic_filter), qos)
+        return Subscribed(
+            subscription_id=subscription.id,
+            topic_filter=subscription.topic_filter.text,
+            granted_qos=subscription.granted_qos,
+            cursor=self._broker.inbox.cursor(subscription),
+        )
+
+    async def mqtt_messages(
+        self,
+        subscription_id: OptionalText = "",
+        topic_filter: OptionalText = "",
+        after: Annotated[OptionalText, Field(description="next_cursor of an earlier answer; default: the oldest")] = "",
+        limit: Limit = 50,
+        mode: Annotated[
+            Literal["full", "latest", "changes", "stats"],
+            Field(description="every message, the last per topic, only changed payloads, or figures per topic"),
+        ] = "full",
+        max_bytes: MaxBytes = None,
+    ) -> Messages:
+        """Read what subscriptions have collected, oldest first. Reading removes nothing.
+
+        gaps and connected_throughout tell silence from not listening, dropped what fell out of the buffer.
+        """
+        inbox = self._broker.inbox
+        subscription = inbox.subscription(subscription_id) if subscription_id else None
+        wanted = TopicFilter(topic_filter) if topic_filter else None
+        if subscription is None and not inbox.subscriptions and not len(inbox):
+            raise InputError("There is no subscription and nothing was collected: call mqtt_subscribe first.")
+        there = await self._broker.still_there(MAX_SILENCE_S)
+        reading = inbox.read(subscription, wanted, after or None, "full" if mode == "stats" else mode)
+        answer = Messages(
+            messages=[],
+            next_cursor=reading.cursor(0),
+            remaining=0,
+            dropped=reading.dropped,
+            gaps=show_gaps(reading.gaps),
+            connected_throughout=there and reading.connected_throughout,
+            truncated=False,
+        )
+        room = self._room(max_bytes, answer)
+        if mode == "stats":
+            _fill_in_statistics(answer, reading, limit, room)
+            return answer
+        answer.messages = fit_in_order(reading.messages[:limit], room)
+        answer.next_cursor = reading.cursor(len(answer.messages))
+        answer.remaining = len(reading.messages) - len(answer.messages)
+        answer.truncated = answer.remaining > 0 or any(message.payload_truncated for message in answer.messages)
+        return answer
+
+    async def mqtt_unsubscribe(self, subscription_id: str) -> Unsubscribed:
+        """End a subscription; other subscriptions to the same filter go on."""
+        subscription = self._broker.inbox.subscription(subscription_id)
+        await self._broker.unsubscribe(subscription)
+        return Unsubscribed(
+            topic_filter=subscription.topic_filter.text, received=subscription.received, dropped=subscription.dropped
+        )
+
+    async def mqtt_wait(
+        self,
+        context: Context[Any, Any],
+        topic_filter: Filter,
+        condition: Annotated[Condition | None, Field(description="default: any message")] = None,
+        count: Annotated[int, Field(ge=1, le=1000)] = 1,
+        timeout_s: Timeout = 30,
+    ) -> Waited:
+        """Wait until `count` messages come that meet the condition, or the time is over.
+
+        A retained value counts only for a condition. To send something and wait for its answer use mqtt_request.
+        """
+        matcher = Matcher(condition) if condition is not None else None
+        matched: list[Message] = []
+        seen = 0
+        done = asyncio.Event()
+
+        def hear(message: Message) -> None:
+            nonlocal seen
+            if done.is_set():
+                return
+            seen += 1
+            if matcher.meets(message) if matcher is not None else not message.retained:
+                matched.append(message)
+                if len(matched) == count:
+                    done.set()
+
+        started = time.monotonic()
+        async with self._broker.listen(TopicFilter(topic_filter), hear) as watch:
+            while not done.is_set() and (left_s := timeout_s - (time.monotonic() - started)) > 0:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(min(left_s, _PROGRESS_S)):
+                        await done.wait()
+                await context.report_progress(
+                    min(time.monotonic() - started, timeout_s),
+                    timeout_s,
+                    f"{len(matched)} of {count} matched, {seen} messages seen",
+                )
+        answer = Waited(
+            matched=done.is_set(),
+            messages=[],
+            seen=seen,
+            waited_s=_elapsed(started),
+            connected_throughout=watch.connected_throughout,
+            gaps=show_gaps(watch.gaps),
+        )
+        answer.messages = fit_all(matched, self._room(None, answer))
+        cut = any(message.payload_truncated for message in answer.messages)
+        answer.truncated = cut or len(answer.messages) < len(matched)
+        return answer
+
+    async def mqtt_publish(
+        self,
+        topic: str,
+        payload: Annotated[str, Field(description="sent as it is; JSON as text")],
+        qos: QoS = 1,
+        retain: bool = False,
+        encoding: Annotated[
+            Literal["text", "json", "hex", "base64"],
+            Field(description="json: checked, sent unchanged; hex, base64: decoded to bytes"),
+        ] = "text",
+        content_type: OptionalText = "",
+        expiry_s: Annotated[int | None, Field(ge=0, le=0xFFFF_FFFF)] = None,
+        response_topic: OptionalText = "",
+        user_properties: dict[str, str] | None = None,
+    ) -> PublishedAnswer:
+        """Publish one message and report the broker's acknowledgement.
+
+        Acts on real devices. With retain=true it replaces the topic's kept value. Use mqtt_request to get a response.
+        """
+        check_topic_name(topic)
+        data = self._encode(payload, encoding)
+        properties = PublishProperties(
+            content_type=_mqtt_text(content_type, "content_type"),
+            expiry_s=expiry_s,
+            response_topic=check_topic_name(response_topic) if response_topic else "",
+            user_properties=tuple(
+                (_mqtt_text(name, "user_properties"), _mqtt_text(value, "user_properties"))
+                for name, value in (user_properties or {}).items()
+            ),
+        )
+        published = await self._broker.publish(topic, data, qos, retain=retain, properties=properties)
+        return PublishedAnswer(
+            topic=topic,
+            bytes=len(data),
+            qos=qos,
+            retain=retain,
+            acknowledged=published.acknowledged,
+            reason=published.reason,
+            elapsed_ms=round(published.elapsed_ms, 2),
+        )
+
+    async def mqtt_request(
+        self,
+        topic: str,
+        payload: str,
+        response_topic: Annotated[OptionalText, Field(description="needed with MQTT 3.1.1 only")] = "",
+        timeout_s: Timeout = 10,
+    ) -> Responded:
+        """Publish a request and return the response, matched by MQTT 5 correlation data."""
+        check_topic_name(topic)
+        data = self._encode(payload, "text")
+        state = self._broker.state
+        own_topic = not response_topic
+        if own_topic and state.protocol == "3.1.1":
+            raise InputError("The broker speaks MQTT 3.1.1: give the response_topic on which the device answers.")
+        answer_topic = response_topic or f"coreflux-mcp/response/{state.client_id}/{secrets.token_hex(8)}"
+        check_topic_name(answer_topic)
+        correlation = secrets.token_bytes(12)
+        modern = state.protocol == "5"
+        response: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+
+        def hear(message: Message) -> None:
+            # A responder that does not know correlation data sends none back; another's response has another's.
+            ours = message.properties.get("correlation_data", correlation) == correlation
+            if ours and not message.retained and not response.done():
+                response.set_result(message)
+
+        async with self._broker.listen(TopicFilter(answer_topic), hear):
+            started = time.monotonic()
+            published = await self._broker.publish(
+                topic,
+                data,
+                1,
+                retain=False,
+                properties=PublishProperties(response_topic=answer_topic, correlation_data=correlation)
+                if modern
+                else PublishProperties(),
+            )
+            try:
+                async with asyncio.timeout(timeout_s):
+                    message = await response
+            except TimeoutError:
+                raise BrokerSilentError(
+                    f"The request to {shown(topic)} was published ({published.reason}) "
+                    f"but no response came on {shown(answer_topic)} within {timeout_s:g} s."
+                ) from None
+            elapsed_ms = (time.monotonic() - started) * 1000
+        room = self._bounds.result_max_bytes - 2 * _ENVELOPE
+        return Responded(response=show_message(message, room), elapsed_ms=round(elapsed_ms, 2))
+
+    async def mqtt_clear_retained(
+        self,
+        context: Context[Any, Any],
+        topic_filter: Filter,
+        dry_run: Annotated[bool, Field(description="true: only list what would be cleared")] = True,
+        limit: Limit = 50,
+    ) -> Cleared:
+        """Delete the retained messages below a filter. First call with dry_run=true and show the user the list."""
+        found = await self._retained(TopicFilter(topic_filter), limit)
+        answer = Cleared(topics=[], cleared=0, dry_run=dry_run, truncated=len(found) > limit)
+        for done, topic in enumerate(found[:limit]):
+            if not dry_run:
+                try:
+                    await self._broker.publish(topic, b"", 1, retain=True, properties=PublishProperties())
+                except BrokerRefusedError as exc:
+                    answer.failed[visible(topic)] = str(exc)
+                    continue
+                except BrokerError as exc:
+                    raise type(exc)(f"{answer.cleared} of {len(found[:limit])} were cleared. {exc}") from exc
+                answer.cleared += 1
+                await context.report_progress(done + 1, len(found[:limit]), f"cleared {topic}")
+            answer.topics.append(visible(topic))
+        if answer.failed and not answer.cleared:
+            raise BrokerRefusedError(f"None of {len(answer.failed)} was cleared. {next(iter(answer.failed.values()))}")
+        return answer
+
+    async def _retained(self, topic_filter: TopicFilter, limit: int) -> Sequence[str]:
+        """Return the topics with a retained message, one more than `limit` at the most."""
+        found: dict[str, None] = {}
+        heard = asyncio.Event()
+
+        def hear(message: Message) -> None:
+            if message.retained and message.payload and len(found) <= limit:
+                found[message.topic] = None
+                heard.set()
+
+        async with self._broker.listen(topic_filter, hear):
+            with suppress(TimeoutError):
+                while len(found) <= limit:
+                    heard.clear()
+                    async with asyncio.timeout(_QUIET_S):
+                        await heard.wait()
+        return sorted(found)
+
+    def _encode(self, payload: str, encoding: str) -> bytes:
+        try:
+            data = _ENCODERS[encoding](payload)
+        except (ValueError, RecursionError, binascii.Error) as exc:
+            raise InputError(
+                f"The payload is not valid {encoding}: {shown(str(exc))[1:-1]}. Nothing was sent."
+            ) from None
+        limit = self._bounds.max_payload_bytes
+        if len(data) > limit:
+            raise InputError(f"The payload has {len(data)} bytes, MAX_PAYLOAD_BYTES allows {limit}. Nothing was sent.")
+        return data
+
+    def _room(self, max_bytes: int | None, answer: BaseModel) -> int:
+        """Return how many bytes of messages fit beside the other fields of `answer`."""
+        return (max_bytes or self._bounds.result_max_bytes) - size_of(answer) - _ENVELOPE
+
+
+def _checked_json(payload: str) -> bytes:
+    json.loads(payload)
+    return payload.encode()
+
+
+_ENCODERS: Final[dict[str, Callable[[str], bytes]]] = {
+    "text": str.encode,
+    "json": _checked_json,
+    "hex": bytes.fromhex,
+    "base64": lambda payload: base64.b64decode(payload, validate=True),
+}
+
+
+def _mqtt_text(text: str, name: str) -> str:
+    """Check a UTF-8 string property (MQTT 5.0, 1.5.4)."""
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InputError(f"{name} is not valid text. Nothing was sent.") from None
+    if "\0" in text or size > 0xFFFF:  # noqa: PLR2004 - two length bytes
+        raise InputError(f"{name} holds a NUL or more than 65535 bytes. Nothing was sent.")
+    return text
+
+
+def _show_topic(heard: _Heard) -> TopicSeen:
+    message = heard.last
+    kind, sample = _classify(message.payload)
+    return TopicSeen(
+        topic=visible(message.topic),
+        messages=heard.messages,
+        retained=heard.retained,
+        payload_type=kind,
+        sample=sample,
+        bytes=len(message.payload),
+        last_seen=instant(message.received_at),
+    )
+
+
+def _classify(payload: bytes) -> tuple[Literal["empty", "number", "boolean", "json", "text", "binary"], str]:
+    """Say what kind of payload it is, with the beginning of it."""
+    if not payload:
+        return "empty", ""
+    text = decode_text(payload)
+    if text is None:
+        return "binary", payload[: _SAMPLE_CHARS // 2].hex()
+    text_shown = hide_secrets(text[:4096])
+    sample = visible(text_shown[:_SAMPLE_CHARS] + ("…" if len(text_shown) > _SAMPLE_CHARS else ""))
+    try:
+        value = decode_json(text)
+    except NotFaithfulError:
+        return "text", sample
+    if isinstance(value, bool):
+        return "boolean", sample
+    return ("number" if isinstance(value, int | float) else "json"), sample
+
+
+def _fill_in_statistics(answer: Messages, reading: Reading, limit: int, room: int) -> None:
+    by_topic: dict[str, list[Message]] = {}
+    for message in reading.messages:
+        by_topic.setdefault(message.topic, []).append(message)
+    for topic in sorted(by_topic)[:limit]:
+        figures = _statistics(topic, by_topic[topic])
+        room -= size_of(figures) + 2
+        if room < 0:
+            break
+        answer.stats.append(figures)
+    answer.next_cursor = reading.cursor(len(reading.messages))
+    answer.truncated = len(answer.stats) < len(by_topic)
+
+
+def _statistics(topic: str, messages: list[Message]) -> TopicStatistics:
+    figures = TopicStatistics(
+        topic=visible(topic),
+        messages=len(messages),
+        bytes=sum(len(message.payload) for message in messages),
+        first_at=instant(messages[0].received_at),
+        last_at=instant(messages[-1].received_at),
+    )
+    numbers = [number for message in messages if (number := _number(message.payload)) is not None]
+    if numbers:
+        figures.min, figures.max, figures.mean = min(numbers), max(numbers), sum(numbers) / len(numbers)
+    return figures
+
+
+def _number(payload: bytes) -> float | None:
+    """Return a payload that is a finite number."""
+    try:
+        number = float(payload)
+    except ValueError:
+        return None
+    return number if abs(number) < float("inf") else None
+
+
+def _elapsed(started: float) -> float:
+    return round(time.monotonic() - started, 3)

@@ -1,0 +1,239 @@
+"""The status tool: what is connected, since when, with what rights, and what to do when something is wrong."""
+
+import asyncio
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from mcp.server.mcpserver.tools import Tool
+from pydantic import BaseModel, Field
+
+from config import Config
+from errors import BrokerError
+from inbox import Message
+from mqtt_client import Broker
+from tools.answers import ShownGap, instant, show_gaps, visible
+from tools.expose import READS, expose
+from topics import TopicFilter
+
+_VERSION_TOPICS: Final = {"mosquitto": "$SYS/broker/version", "coreflux": "$SYS/Coreflux/Version"}
+"""Where brokers say what they are: mosquitto(8) and the Coreflux documentation."""
+_VERSION_WAIT_S: Final = 0.3
+_FIRST_ATTEMPT_S: Final = 1.0
+_GAPS_SHOWN: Final = 10
+_SUBSCRIPTIONS_SHOWN: Final = 50
+
+
+class ServerFacts(BaseModel):
+    """This server."""
+
+    name: str
+    version: str
+    uptime_s: float
+    transport: str
+
+
+class ConnectionFacts(BaseModel):
+    """The connection to the broker."""
+
+    connected: bool
+    broker: str
+    client_id: str
+    protocol: str | None
+    tls: dict[str, Any]
+    since: str
+    last_error: str | None
+    attempts: int
+    next_attempt_at: str | None
+    gaps: list[ShownGap]
+    round_trip_ms: float | None = Field(default=None, exclude_if=lambda value: value is None)
+
+
+class BrokerFacts(BaseModel):
+    """What is known of the broker."""
+
+    kind: str
+    version: str | None
+
+
+class SubscriptionFacts(BaseModel):
+    """An open subscription."""
+
+    subscription_id: str
+    topic_filter: str
+    granted_qos: int
+    received: int
+    dropped: int
+    refused: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+
+class BufferFacts(BaseModel):
+    """The buffer of received messages."""
+
+    messages: int
+    bytes: int
+    max_messages: int
+    max_bytes: int
+    dropped: int
+
+
+class PolicyFacts(BaseModel):
+    """What the assistant may do."""
+
+    access: str
+
+
+class CopilotFacts(BaseModel):
+    """The Coreflux Copilot."""
+
+    configured: bool
+    reachable: bool | None
+
+
+class ProcessFacts(BaseModel):
+    """This process."""
+
+    pid: int
+    rss_mb: float | None
+    threads: int
+
+
+class Status(BaseModel):
+    """Answer of server_status."""
+
+    server: ServerFacts
+    connection: ConnectionFacts
+    broker: BrokerFacts
+    subscriptions: list[SubscriptionFacts]
+    buffer: BufferFacts
+    policy: PolicyFacts
+    copilot: CopilotFacts
+    process: ProcessFacts
+    advice: list[str]
+
+
+class ServerStatus:
+    """Say how the server and its connection are."""
+
+    def __init__(self, broker: Broker, config: Config, name: str, version: str) -> None:
+        self._broker = broker
+        self._config = config
+        self._name = name
+        self._version = version
+        self._started = time.monotonic()
+        self._identified = (0, BrokerFacts(kind="unknown", version=None))
+        """The number of the connection on which the broker was identified, and what it is."""
+
+    def tools(self) -> list[Tool]:
+        """List the tools."""
+        return [expose(self.server_status, "Server status", READS)]
+
+    async def server_status(self, check: bool = False) -> Status:
+        """Report connection, subscriptions, buffer, access mode and advice. Use it first and when something fails.
+
+        check=true also makes a round trip to the broker.
+        """
+        await self._broker.first_attempt(_FIRST_ATTEMPT_S)
+        state, inbox = self._broker.state, self._broker.inbox
+        advice = list(self._config.warnings)
+        round_trip_ms = None
+        if check and state.connected:
+            try:
+                round_trip_ms = round(await self._broker.probe(), 2)
+            except BrokerError as exc:
+                advice.append(str(exc))
+        if not state.connected:
+            advice.append(state.last_error or "The first connection to the broker is being made.")
+        refused = [subscription for subscription in inbox.subscriptions.values() if subscription.refusal]
+        advice += [str(subscription.refusal) for subscription in refused]
+        if inbox.dropped:
+            advice.append(
+                f"{inbox.dropped} messages did not stay in the buffer: read more often, subscribe to less, "
+                "or raise BUFFER_MAX_MESSAGES and BUFFER_MAX_BYTES."
+            )
+        return Status(
+            server=ServerFacts(
+                name=self._name,
+                version=self._version,
+                uptime_s=round(time.monotonic() - self._started, 1),
+                transport="stdio",
+            ),
+            connection=ConnectionFacts(
+                connected=state.connected,
+                broker=state.broker,
+                client_id=visible(state.client_id),
+                protocol=state.protocol,
+                tls=state.tls or {"enabled": self._config.broker.tls is not None},
+                since=instant(state.since),
+                last_error=state.last_error and visible(state.last_error),
+                attempts=state.attempts,
+                next_attempt_at=instant(state.next_attempt_at) if state.next_attempt_at else None,
+                gaps=show_gaps(list(inbox.gaps)[-_GAPS_SHOWN:]),
+                round_trip_ms=round_trip_ms,
+            ),
+            broker=await self._identify(),
+            subscriptions=[
+                SubscriptionFacts(
+                    subscription_id=subscription.id,
+                    topic_filter=visible(subscription.topic_filter.text),
+                    granted_qos=subscription.granted_qos,
+                    received=subscription.received,
+                    dropped=subscription.dropped,
+                    refused=subscription.refusal,
+                )
+                for subscription in list(inbox.subscriptions.values())[:_SUBSCRIPTIONS_SHOWN]
+            ],
+            buffer=BufferFacts(
+                messages=len(inbox),
+                bytes=inbox.bytes,
+                max_messages=inbox.max_messages,
+                max_bytes=inbox.max_bytes,
+                dropped=inbox.dropped,
+            ),
+            policy=PolicyFacts(access=self._config.access_mode),
+            copilot=CopilotFacts(configured=False, reachable=None),
+            process=ProcessFacts(pid=os.getpid(), rss_mb=_rss_mb(), threads=threading.active_count()),
+            advice=[visible(text) for text in advice],
+        )
+
+    async def _identify(self) -> BrokerFacts:
+        """Ask the broker once a connection what it is; many do not tell, or not everyone."""
+        state = self._broker.state
+        if state.connected and self._identified[0] != state.connections:
+            connection = state.connections
+            found = BrokerFacts(kind="unknown", version=None)
+            told = asyncio.Event()
+
+            def hear(kind: str) -> Callable[[Message], None]:
+                def note(message: Message) -> None:
+                    found.version = visible(message.payload.decode(errors="replace")[:200])
+                    found.kind = kind if kind in found.version.lower() or kind == "coreflux" else "other"
+                    told.set()
+
+                return note
+
+            async def ask(kind: str, topic: str) -> None:
+                async with self._broker.listen(TopicFilter(topic), hear(kind)):
+                    await told.wait()
+
+            asking = [asyncio.create_task(ask(kind, topic)) for kind, topic in _VERSION_TOPICS.items()]
+            try:
+                await asyncio.wait(asking, timeout=_VERSION_WAIT_S, return_when=asyncio.FIRST_EXCEPTION)
+            finally:
+                for task in asking:
+                    task.cancel()
+                await asyncio.gather(*asking, return_exceptions=True)
+            self._identified = (connection, found)
+        return self._identified[1]
+
+
+def _rss_mb() -> float | None:
+    """Return the memory this process occupies, or None where the platform has no simple way to tell."""
+    if sys.platform != "linux":
+        return None
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
