@@ -1,0 +1,246 @@
+"""The whole path in under a minute, for people: a broker, a small plant, this server as a child, and an MCP client.
+
+What is shown is what happened: each step says in plain words what was asked, what came back, and whether that is as it
+should be.
+"""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from mcp.client import Client
+from mcp.client.stdio import StdioServerParameters
+from mcp.types import TextContent
+from rich.console import Console
+from rich.markup import escape
+
+from config import NAMES, Config, environment
+from errors import BridgeError
+from mqtt_link import tls_context
+from simulator.broker import Broker
+from simulator.embedded import running
+from simulator.plant import Plant
+
+TIMEOUT_S: Final = 55
+"""The demo ends by itself within this time, whatever happens."""
+
+_SHOWN_CHARS: Final = 160
+
+
+class DemoError(BridgeError):
+    """Something was not as it should be."""
+
+
+@dataclass(slots=True)
+class Demo:
+    """The steps, and where they are told."""
+
+    console: Console
+    prefix: str
+    client: Client
+    step: int = 0
+    started: float = field(default_factory=time.monotonic)
+
+    def say(self, title: str) -> None:
+        """Begin a step."""
+        self.step += 1
+        self.console.print(f"\n[bold]{self.step}. {escape(title)}[/bold]")
+
+    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """Call a tool, show what was asked, and return the answer.
+
+        Raises:
+            DemoError: The tool failed.
+        """
+        text, failed, answer = await self._call(tool, arguments)
+        if failed:
+            raise DemoError(f"{tool} failed: {text}")
+        return answer
+
+    async def call_badly(self, tool: str, **arguments: Any) -> str:
+        """Call a tool that must refuse, and return its words.
+
+        Raises:
+            DemoError: It did not refuse.
+        """
+        text, failed, _ = await self._call(tool, arguments)
+        if not failed:
+            raise DemoError(f"{tool} should have refused and answered {text}")
+        return text
+
+    async def _call(self, tool: str, arguments: dict[str, Any]) -> tuple[str, bool, dict[str, Any]]:
+        asked = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        self.console.print(f"   [cyan]{tool}[/cyan]({escape(asked)})")
+        with self.console.status("waiting for the answer") as status:
+
+            async def show(progress: float, total: float | None, message: str | None) -> None:
+                status.update(f"{progress:.0f} of {total or 0:.0f} s: {escape(message or '')}")
+
+            result = await self.client.call_tool(tool, arguments, progress_callback=show)
+        (block,) = result.content
+        text = block.text if isinstance(block, TextContent) else ""
+        return text, bool(result.is_error), result.structured_content or {}
+
+    def tell(self, text: str) -> None:
+        """Say what came back."""
+        text = text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + " ..."
+        self.console.print(f"   {escape(text)}", highlight=False)
+
+    def check(self, claim: str, holds: object) -> None:
+        """Say what must hold.
+
+        Raises:
+            DemoError: It does not hold.
+        """
+        if not holds:
+            raise DemoError(f"this should hold and does not: {claim}")
+        self.console.print(f"   [green]OK[/green]  {escape(claim)}", highlight=False)
+
+
+async def _connected(demo: Demo) -> Literal["5", "3.1.1"]:
+    demo.say("Is the server connected?")
+    status = await demo.call("server_status", check=True)
+    connection, broker = status["connection"], status["broker"]
+    if not connection["connected"]:
+        raise DemoError(f"the server is not connected. {connection['last_error']}")
+    demo.tell(
+        f"{connection['broker']}, MQTT {connection['protocol']}, {broker['version'] or 'a broker without a name'}"
+    )
+    demo.check("the broker answers a round trip", "round_trip_ms" in connection)
+    protocol: Literal["5", "3.1.1"] = connection["protocol"]
+    return protocol
+
+
+async def _steps(demo: Demo, protocol: str) -> None:
+    plant = demo.prefix
+    temperature, state = f"{plant}/line1/temperature", f"{plant}/line1/state"
+
+    demo.say("Which topics are there?")
+    seen = await demo.call("mqtt_topics", topic_filter=f"{plant}/#", listen_s=1.5)
+    for topic in seen["topics"]:
+        retained = "  (retained)" if topic["retained"] else ""
+        demo.tell(f"{topic['topic']}  {topic['payload_type']}  {topic['sample']}{retained}")
+    found = {topic["topic"]: topic["retained"] for topic in seen["topics"]}
+    demo.check("a sensor and a retained state are found", {temperature, state} <= found.keys() and found[state])
+
+    demo.say("Read one value now")
+    read = await demo.call("mqtt_read", topic_filter=state, timeout_s=5)
+    demo.check("there is one", read["messages"])
+    demo.tell(f"{read['messages'][0]['payload']} after {read['listened_s']} s")
+    demo.check("it is the retained one, so nobody had to wait for it", read["messages"][0]["retained"])
+
+    demo.say("Subscribe in the background")
+    subscription = await demo.call("mqtt_subscribe", topic_filter=temperature)
+    demo.tell(f"subscription {subscription['subscription_id']}, granted QoS {subscription['granted_qos']}")
+
+    demo.say("Switch the heater on")
+    published = await demo.call("mqtt_publish", topic=f"{plant}/heater/set", payload="on")
+    demo.tell(f"{published['reason']}, after {published['elapsed_ms']} ms")
+    demo.check("the broker acknowledged the message", published["acknowledged"])
+
+    demo.say("Wait until it is warm")
+    before = (await demo.call("mqtt_read", topic_filter=temperature, timeout_s=5))["messages"][0]
+    goal = round(before["payload"]["value"] + 12, 1)
+    waited = await demo.call(
+        "mqtt_wait",
+        topic_filter=temperature,
+        condition={"path": "value", "op": ">", "value": goal},
+        timeout_s=20,
+    )
+    demo.check(f"the temperature rose above {goal} within {waited['waited_s']} s", waited["matched"])
+
+    demo.say("Read what was collected meanwhile")
+    messages = await demo.call("mqtt_messages", subscription_id=subscription["subscription_id"], limit=5)
+    demo.tell(", ".join(str(message["payload"]["value"]) for message in messages["messages"]))
+    demo.tell(f"{messages['remaining']} more, {messages['dropped']} dropped, gaps: {messages['gaps'] or 'none'}")
+    demo.check("the server listened all the time", messages["messages"] and messages["connected_throughout"])
+
+    demo.say("Ask a device and get its answer")
+    arguments = {"response_topic": f"{plant}/device/response"} if protocol == "3.1.1" else {}
+    response = await demo.call("mqtt_request", topic=f"{plant}/device/request", payload='{"do": "report"}', **arguments)
+    demo.tell(f"{response['response']['payload']} after {response['elapsed_ms']} ms")
+    demo.check("the device answered this request", response["response"]["payload"]["ok"])
+
+    demo.say("A mistake: publish to a wildcard")
+    refusal = await demo.call_badly("mqtt_publish", topic=f"{plant}/+/set", payload="on")
+    demo.tell(refusal)
+    demo.check("it was refused with a reason, and nothing was sent", "wildcard" in refusal)
+
+    demo.say("Tidy up")
+    await demo.call("mqtt_publish", topic=f"{plant}/heater/set", payload="off")
+    ended = await demo.call("mqtt_unsubscribe", subscription_id=subscription["subscription_id"])
+    demo.check(f"the subscription ended; it had received {ended['received']} messages", ended["received"])
+
+
+async def _nothing_left(demo: Demo) -> None:
+    demo.say("Nothing is left behind")
+    left = await demo.call("mqtt_topics", topic_filter=f"{demo.prefix}/#", listen_s=1)
+    demo.check("no retained message of the plant is left at the broker", not any(t["retained"] for t in left["topics"]))
+
+
+async def _run(console: Console, address: str | None, env_file: Path) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        if address is None:
+            console.print("Starting the embedded development broker, for a small plant ...")
+            broker = await stack.enter_async_context(Broker())
+            prefix, host, port = "plant", broker.host, broker.port
+            settings = {"MQTT_BROKER": host, "MQTT_PORT": str(port)}
+            child_environment = environment(without=NAMES, **settings)
+            arguments = ["--env-file", os.devnull]
+            config = Config.from_env(settings, env_file=None)
+        else:
+            prefix = f"coreflux-mcp-demo/{secrets.token_hex(4)}"
+            host, colon, port_text = address.rpartition(":") if "://" not in address else (address, "", "")
+            settings = {"MQTT_BROKER": host, "MQTT_PORT": port_text} if colon else {"MQTT_BROKER": address}
+            child_environment = environment(without=["MQTT_BROKER", "MQTT_PORT"], **settings)
+            arguments = ["--env-file", str(env_file)]
+            config = Config.from_env(child_environment, env_file=env_file)
+            if config.broker.transport == "websockets":
+                raise DemoError("the demo's plant speaks MQTT over TCP or TLS only, not over WebSocket")
+            console.print(f"On {config.broker.url} a small plant will live below {prefix}, for a minute.")
+        console.print("Starting the MCP server as a child process, as an MCP client does ...")
+        server = StdioServerParameters(
+            command=sys.executable,
+            args=[str(Path(__file__).with_name("server.py")), *arguments],
+            env=child_environment | {"LOG_LEVEL": "WARNING", "ACCESS_MODE": "write"},
+        )
+        client = await stack.enter_async_context(Client(server))
+        demo = Demo(console, prefix, client)
+        protocol = await _connected(demo)
+        login = config.broker
+        plant = Plant(
+            login.host,
+            login.port,
+            prefix=prefix,
+            username=login.user,
+            password=login.password.get_secret_value() if login.password else None,
+            tls=tls_context(login.tls) if login.tls else None,
+            protocol=protocol,
+        )
+        async with running(plant):
+            await _steps(demo, protocol)
+        await _nothing_left(demo)
+    took_s = time.monotonic() - demo.started
+    console.print(f"\n[bold green]Everything was as it should be[/bold green] ({took_s:.0f} s).")
+
+
+def run_demo(address: str | None, env_file: Path) -> int:
+    """Run the demo on the embedded broker, or on the broker at `address`, and return the exit code."""
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        asyncio.run(asyncio.wait_for(_run(console, address, env_file), TIMEOUT_S))
+    except TimeoutError:
+        console.print(f"\n[bold red]The demo did not end within {TIMEOUT_S} s.[/bold red]")
+    except BridgeError as exc:
+        console.print(f"\n[bold red]Not as it should be:[/bold red] {escape(str(exc))}")
+    except OSError as exc:
+        console.print(f"\n[bold red]The broker cannot be reached:[/bold red] {escape(str(exc))}")
+    else:
+        return 0
+    return 1
