@@ -1,0 +1,1 @@
+"""Measurements: one command, `bench/run.py`; what they gave is in README.md beside it."""
