@@ -309,7 +309,7 @@ class TestBadData:
             fake.send(topic, payload)
         fake.send("after", b"still here")
 
-        shown = {}
+        shown: dict[str, Any] = {}
         cursor = ""
         while True:
             page = await me.call("mqtt_messages", after=cursor)
@@ -509,7 +509,12 @@ class TestRequest:
 
     async def test_a_retained_value_on_the_response_topic_is_no_response(self, me: Assistant, fake: FakeBroker) -> None:
         fake.send("device/answer", b"old", retain=True)
-        fake.respond = lambda topic, _payload, _properties: topic == "device/do" and fake.send("device/answer", b"new")
+
+        def device(topic: str, _payload: bytes, _properties: PublishProperties) -> None:
+            if topic == "device/do":
+                fake.send("device/answer", b"new")
+
+        fake.respond = device
 
         answer = await me.call("mqtt_request", topic="device/do", payload="now", response_topic="device/answer")
 
