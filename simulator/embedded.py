@@ -13,10 +13,9 @@ VERSION_TOPIC = "$SYS/broker/version"  # where mosquitto says what it is
 @asynccontextmanager
 async def broker_with_plant(port: int) -> AsyncIterator[Broker]:
     """Run both; port 0 takes a free one."""
-    async with Broker(port) as broker:
+    async with Broker(port) as broker, running(Plant(broker.host, broker.port)):
         broker.publish(VERSION_TOPIC, b"development broker, not for production", retain=True)
-        async with running(Plant(broker.host, broker.port)):
-            yield broker
+        yield broker
 
 
 @asynccontextmanager
