@@ -5,11 +5,11 @@ should be.
 """
 
 import asyncio
-import contextlib
 import os
 import secrets
 import sys
 import time
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,7 +20,7 @@ from mcp.types import TextContent
 from rich.console import Console
 from rich.markup import escape
 
-from config import NAMES, Config, environment
+from config import NAMES, BrokerConfig, Config, environment
 from errors import BridgeError
 from mqtt_link import tls_context
 from simulator.broker import Broker
@@ -184,43 +184,60 @@ async def _nothing_left(demo: Demo) -> None:
     demo.check("no retained message of the plant is left at the broker", not any(t["retained"] for t in left["topics"]))
 
 
-async def _run(console: Console, address: str | None, env_file: Path) -> None:
-    async with contextlib.AsyncExitStack() as stack:
-        if address is None:
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where the demo happens."""
+
+    broker: BrokerConfig
+    prefix: str
+    environment: dict[str, str]
+    """Of the server, which is started with `arguments`."""
+    arguments: tuple[str, ...]
+
+
+def _embedded(broker: Broker) -> _Place:
+    settings = {"MQTT_BROKER": broker.host, "MQTT_PORT": str(broker.port)}
+    config = Config.from_env(settings, env_file=None)
+    # Settings of the person's own are for a broker of the person's own.
+    return _Place(config.broker, "plant", environment(without=NAMES, **settings), ("--env-file", os.devnull))
+
+
+def _own(address: str, env_file: Path) -> _Place:
+    host, colon, port = address.rpartition(":") if "://" not in address else ("", "", "")
+    settings = {"MQTT_BROKER": host, "MQTT_PORT": port} if colon else {"MQTT_BROKER": address}
+    child_environment = environment(without=["MQTT_BROKER", "MQTT_PORT"], **settings)
+    config = Config.from_env(child_environment, env_file=env_file)
+    if config.broker.transport == "websockets":
+        raise DemoError("the demo's plant speaks MQTT over TCP or TLS only, not over WebSocket")
+    prefix = f"coreflux-mcp-demo/{secrets.token_hex(4)}"
+    return _Place(config.broker, prefix, child_environment, ("--env-file", str(env_file)))
+
+
+async def _run(console: Console, own: _Place | None) -> None:
+    async with AsyncExitStack() as stack:
+        if own is None:
             console.print("Starting the embedded development broker, for a small plant ...")
-            broker = await stack.enter_async_context(Broker())
-            prefix, host, port = "plant", broker.host, broker.port
-            settings = {"MQTT_BROKER": host, "MQTT_PORT": str(port)}
-            child_environment = environment(without=NAMES, **settings)
-            arguments = ["--env-file", os.devnull]
-            config = Config.from_env(settings, env_file=None)
+            place = _embedded(await stack.enter_async_context(Broker()))
         else:
-            prefix = f"coreflux-mcp-demo/{secrets.token_hex(4)}"
-            host, colon, port_text = address.rpartition(":") if "://" not in address else (address, "", "")
-            settings = {"MQTT_BROKER": host, "MQTT_PORT": port_text} if colon else {"MQTT_BROKER": address}
-            child_environment = environment(without=["MQTT_BROKER", "MQTT_PORT"], **settings)
-            arguments = ["--env-file", str(env_file)]
-            config = Config.from_env(child_environment, env_file=env_file)
-            if config.broker.transport == "websockets":
-                raise DemoError("the demo's plant speaks MQTT over TCP or TLS only, not over WebSocket")
-            console.print(f"On {config.broker.url} a small plant will live below {prefix}, for a minute.")
+            console.print(f"On {own.broker.url} a small plant will live below {own.prefix}, for a minute.")
+            place = own
         console.print("Starting the MCP server as a child process, as an MCP client does ...")
         server = StdioServerParameters(
             command=sys.executable,
-            args=[str(Path(__file__).with_name("server.py")), *arguments],
-            env=child_environment | {"LOG_LEVEL": "WARNING", "ACCESS_MODE": "write"},
+            args=[str(Path(__file__).with_name("server.py")), *place.arguments],
+            env=place.environment | {"LOG_LEVEL": "WARNING", "ACCESS_MODE": "write"},
         )
         client = await stack.enter_async_context(Client(server))
-        demo = Demo(console, prefix, client)
+        demo = Demo(console, place.prefix, client)
         protocol = await _connected(demo)
-        login = config.broker
+        broker = place.broker
         plant = Plant(
-            login.host,
-            login.port,
-            prefix=prefix,
-            username=login.user,
-            password=login.password.get_secret_value() if login.password else None,
-            tls=tls_context(login.tls) if login.tls else None,
+            broker.host,
+            broker.port,
+            prefix=place.prefix,
+            username=broker.user,
+            password=broker.password.get_secret_value() if broker.password else None,
+            tls=tls_context(broker.tls) if broker.tls else None,
             protocol=protocol,
         )
         async with running(plant):
@@ -233,14 +250,20 @@ async def _run(console: Console, address: str | None, env_file: Path) -> None:
 def run_demo(address: str | None, env_file: Path) -> int:
     """Run the demo on the embedded broker, or on the broker at `address`, and return the exit code."""
     console = Console(highlight=False, soft_wrap=True)
+    own = None if address is None else _own(address, env_file)
+    failure = None
     try:
-        asyncio.run(asyncio.wait_for(_run(console, address, env_file), TIMEOUT_S))
-    except TimeoutError:
-        console.print(f"\n[bold red]The demo did not end within {TIMEOUT_S} s.[/bold red]")
-    except BridgeError as exc:
-        console.print(f"\n[bold red]Not as it should be:[/bold red] {escape(str(exc))}")
-    except OSError as exc:
-        console.print(f"\n[bold red]The broker cannot be reached:[/bold red] {escape(str(exc))}")
-    else:
-        return 0
-    return 1
+        asyncio.run(asyncio.wait_for(_run(console, own), TIMEOUT_S))
+    except* TimeoutError:
+        failure = f"it did not end within {TIMEOUT_S} s"
+    except* (BridgeError, OSError) as group:
+        failure = str(_first(group))
+    if failure is not None:
+        console.print(f"\n[bold red]Not as it should be:[/bold red] {escape(failure)}")
+        return 1
+    return 0
+
+
+def _first(error: BaseException) -> BaseException:
+    """Return what a task group wraps."""
+    return _first(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error

@@ -12,6 +12,12 @@ from tests.brokers import MOSQUITTO, Embedded, Mosquitto
 
 
 @pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """The event loop the server runs on, whatever else is installed."""
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
 def mosquitto_installed() -> None:
     """Skip what needs mosquitto where there is none; in CI (`REQUIRE_MOSQUITTO=1`) that is a failure."""
     if MOSQUITTO is None:
