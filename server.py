@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import signal
+import stat
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -76,9 +77,10 @@ async def open_broker(config: Config) -> AsyncIterator[MqttClient]:
 
 
 async def serve_stdio(config: Config) -> None:
-    """Serve until stdin closes, SIGTERM or Ctrl-C."""
+    """Serve until stdin or stdout closes, SIGTERM or Ctrl-C."""
     stop = asyncio.Event()
     _on_signals(stop.set)
+    _on_closed_stdout(stop.set)
     async with open_broker(config) as broker:
         gc.freeze()
         gc.enable()
@@ -105,6 +107,21 @@ def _on_signals(stop: Callable[[], None]) -> None:
                 loop.add_signal_handler(number, stop)
             except NotImplementedError:  # Windows
                 signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+
+
+def _on_closed_stdout(stop: Callable[[], None]) -> None:
+    """Stop when nobody reads stdout any more; the SDK notices at the next answer, and then waits for stdin for ever."""
+    mode = os.fstat(sys.stdout.fileno()).st_mode
+    if sys.platform != "win32" and (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)):
+        loop = asyncio.get_running_loop()
+        descriptor = os.dup(sys.stdout.fileno())
+
+        def closed() -> None:
+            loop.remove_reader(descriptor)
+            logger.info("the client does not read any more")
+            stop()
+
+        loop.add_reader(descriptor, closed)  # the writing end of a pipe is readable when the other end is closed
 
 
 def serve(env_file: Path) -> int:
