@@ -22,6 +22,9 @@ from topics import TopicFilter, shown
 
 Mode = Literal["full", "latest", "changes"]
 
+MAX_SUBSCRIPTIONS: Final = 1000
+"""How many subscriptions may be open: more is a loop that has run wild."""
+
 MAX_GAPS: Final = 100
 """How many gaps that are over are told apart; the oldest are told as one."""
 
@@ -156,7 +159,13 @@ class Inbox:
         return len(self._messages)
 
     def open(self, topic_filter: TopicFilter, granted_qos: int) -> Subscription:
-        """Start a subscription; it sees what is stored for it from now on."""
+        """Start a subscription; it sees what is stored for it from now on.
+
+        Raises:
+            InputError: There are `MAX_SUBSCRIPTIONS` already.
+        """
+        if len(self.subscriptions) >= MAX_SUBSCRIPTIONS:
+            raise InputError(f"There are {MAX_SUBSCRIPTIONS} subscriptions: end some with mqtt_unsubscribe first.")
         self._opened += 1
         subscription = Subscription(
             f"s{self._opened}", topic_filter, granted_qos, opened_at=time.time(), first_gap=self._gaps_ended

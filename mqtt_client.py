@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, Literal, Protocol, Self
 
 from config import BrokerConfig
@@ -124,6 +125,8 @@ class MqttClient:
         self._protocol: Literal["5", "3.1.1"] = "3.1.1" if config.protocol == "3.1.1" else "5"
         self._unwanted: set[str] = set()
         """Filters that an old session may still hold at the broker."""
+        self._unreleased: set[int] = set()
+        """QoS 2 messages of the session that the broker has not released yet."""
         self._task: asyncio.Task[None] | None = None
         self._first_attempt_over = asyncio.Event()
 
@@ -173,8 +176,8 @@ class MqttClient:
             BrokerOfflineError, BrokerRefusedError, BrokerSilentError: As their names say; nothing is left behind.
         """
         link = await self._online()
-        feed = self._dispatch.feed(topic_filter, qos)
         subscription = self.inbox.open(topic_filter, qos)
+        feed = self._dispatch.feed(topic_filter, qos)
         feed.subscriptions.append(subscription)
         self._dispatch.changed()
         try:
@@ -254,7 +257,7 @@ class MqttClient:
 
     async def still_there(self, max_silence_s: float) -> bool:
         """Say whether the broker has been heard from within `max_silence_s`, or answers now."""
-        if self._link is not None and time.monotonic() - self._link.last_heard <= max_silence_s:
+        if self._link is not None and self._link.silent_s <= max_silence_s:
             return True
         try:
             await self.probe()
@@ -285,9 +288,12 @@ class MqttClient:
         async with feed.subscribing:
             feed.restored = False
             wanted = max(feed.qos, qos)
-            granted = await link.subscribe(feed.topic_filter.text, wanted, feed.identifier)
+            granted = await link.subscribe(
+                feed.topic_filter.text, wanted, feed.identifier, partial(self._dispatch.granted, feed)
+            )
             feed.qos = wanted
             self._unwanted.discard(feed.topic_filter.text)
+            self._note_refusal(feed, None)
             return granted
 
     def _leave(self, feed: Feed) -> "asyncio.Future[tuple[int, str]] | None":
@@ -299,7 +305,7 @@ class MqttClient:
             self.inbox.end_gap(gap)
         if self._link is not None:
             with suppress(BrokerOfflineError):
-                return self._link.unsubscribe_soon(feed.topic_filter.text)
+                return self._link.unsubscribe_soon(feed.topic_filter.text, self._dispatch.ending(feed))
         if self._config.session_expiry_s:
             self._unwanted.add(feed.topic_filter.text)
         return None
@@ -317,13 +323,19 @@ class MqttClient:
     # Keeping the connection.
 
     async def _keep_connected(self) -> None:
-        failures = 0
+        failures = short_lives = 0
         while True:
             started = time.monotonic()
             failure = await self._connect_and_stay()
             if failure is not None and self._fall_back(failure):
                 continue
-            failures = 0 if failure is None and time.monotonic() - started >= _STABLE_S else failures + 1
+            self._first_attempt_over.set()
+            stable = failure is None and time.monotonic() - started >= _STABLE_S
+            failures = 0 if stable else failures + 1
+            short_lives = short_lives + 1 if failure is None and not stable else 0
+            if short_lives > 1 and self._config.client_id_fixed:
+                # Many brokers do not say it, and they throw each of the two out whenever the other comes.
+                self.state.last_error = f"{self.state.last_error} {_twin(self._config.client_id)}"
             first_s, longest_s = _LOGIN_BACK_OFF_S if failure is not None and failure.kind == "login" else _BACK_OFF_S
             wait_s = min(longest_s, first_s * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
             self.state.next_attempt_at = time.time() + wait_s
@@ -341,12 +353,14 @@ class MqttClient:
     async def _connect_and_stay(self) -> LinkFailedError | None:
         """Make one connection and stay until it ends; return why none came about, or None."""
         state = self.state
+        self._dispatch.reset()
         link = Link(
             self._config,
             self._protocol,
             clean_start=state.connections == 0,
             deliver=self._dispatch.deliver,
             lose=self._lose,
+            unreleased=self._unreleased,
             max_waiting_bytes=self.inbox.max_bytes,
         )
         state.attempts += 1
@@ -356,7 +370,6 @@ class MqttClient:
             if str(exc) != state.last_error:
                 logger.warning("%s Trying again until it works.", exc)
             state.last_error = str(exc)
-            self._first_attempt_over.set()
             return exc
         try:
             await self._stay(link)
@@ -369,7 +382,8 @@ class MqttClient:
 
     async def _stay(self, link: Link) -> None:
         state, greeting = self.state, link.greeting
-        self._dispatch.reset()
+        if not greeting.session_present:
+            self._dispatch.session_is_new()
         self._link = link
         self._first_attempt_over.set()
         state.connected, state.since, state.protocol = True, time.time(), link.protocol
@@ -407,13 +421,21 @@ class MqttClient:
             feed.restored = True
             try:
                 await link.subscribe(
-                    feed.topic_filter.text, feed.qos, feed.identifier, known=link.greeting.session_present
+                    feed.topic_filter.text,
+                    feed.qos,
+                    feed.identifier,
+                    partial(self._dispatch.granted, feed),
+                    known=link.greeting.session_present,
                 )
             except BrokerRefusedError as exc:
                 refusal = str(exc)
                 logger.warning("%s It brings nothing until the broker accepts it again.", exc)
             except BrokerError:
                 return  # the connection is going down again
+        self._note_refusal(feed, refusal)
+
+    def _note_refusal(self, feed: Feed, refusal: str | None) -> None:
+        """Take note of whether the broker refuses a feed that it had before."""
         for subscription in feed.subscriptions:
             subscription.refusal = refusal
         gap = self._refusal_gap(feed)
@@ -428,6 +450,10 @@ class MqttClient:
     def _lose(self, count: int) -> None:
         logger.warning("%d messages came faster than they could be taken over and are lost", count)
         self.inbox.lose(count, "they came faster than they could be taken over")
+
+
+def _twin(client_id: str) -> str:
+    return f"This happened again soon: does another client use the client id {shown(client_id)} (MQTT_CLIENT_ID)?"
 
 
 _PACKET_OVERHEAD: Final = 16

@@ -13,10 +13,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, MQTTMessage
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, WebsocketConnectionError
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
@@ -26,11 +28,14 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from config import BrokerConfig, TLSConfig
 from dispatch import Received
 from errors import BridgeError, BrokerOfflineError, BrokerRefusedError, BrokerSilentError
-from mqtt_packets import MalformedPacketError, decode_publish
+from mqtt_packets import MalformedPacketError, decode_publish, decode_refusal
 from topics import shown
 
 ANSWER_TIMEOUT_S: Final = 10.0
 """How long the broker may take to acknowledge a PUBLISH, a SUBSCRIBE or an UNSUBSCRIBE."""
+
+CLOSE_TIMEOUT_S: Final = 0.5
+"""How long a broker may take to read DISCONNECT."""
 
 MAX_IN_FLIGHT: Final = 1000
 """The most QoS 1 and 2 messages unacknowledged in either direction; sent fewer where the broker takes fewer."""
@@ -45,18 +50,35 @@ _BURST: Final = 32
 """So many events at once are a burst: the next look is taken after `_BURST_PAUSE_S`, not at the next event."""
 _BURST_PAUSE_S: Final = 0.002
 
+_PING_DELAY_S: Final = 5.0
+"""So much later than the keep-alive interval a ping may be sent and answered on a connection that is well."""
+
 _FAILURE: Final = 0x80
 """Reason codes from here on are failures (MQTT 5.0, 2.4)."""
 
 _KEEP_ALIVE_TIMEOUT: Final = 0x8D
 _SESSION_TAKEN_OVER: Final = 0x8E
+_PROTOCOL_ERROR: Final = 0x82
 
 logger = logging.getLogger(__name__)
 
 Answer = tuple[int, str]
 """A reason code and how to say it."""
 
+
+class _Question(NamedTuple):
+    """What the broker is to answer."""
+
+    answer: "asyncio.Future[Answer]"
+    accepted: Callable[[], None]
+    """Called when the broker says yes, between the messages that came before and after that."""
+
+
 FailureKind = Literal["network", "login", "protocol", "closed"]
+
+
+def _nothing_to_do() -> None:
+    pass
 
 
 class LinkFailedError(BridgeError):
@@ -118,6 +140,8 @@ class Link:
         clean_start: Whether the broker is to forget an earlier session.
         deliver: Called with each received message.
         lose: Called with the number of messages that came faster than they could be taken over.
+        unreleased: Identifiers of the QoS 2 messages that were delivered and the broker has not released yet; they
+            outlive the connection where the session does.
         max_waiting_bytes: How many bytes of messages may wait to be taken over.
     """
 
@@ -129,22 +153,23 @@ class Link:
         clean_start: bool,
         deliver: Callable[[Received], None],
         lose: Callable[[int], None],
+        unreleased: set[int],
         max_waiting_bytes: int,
     ) -> None:
         self.protocol = protocol
         self.greeting = Greeting()
-        self.last_heard = time.monotonic()
         self._config = config
         self._clean_start = clean_start
         self._deliver = deliver
         self._lose = lose
+        self._unreleased = unreleased
         self._loop = asyncio.get_running_loop()
         self._greeted: asyncio.Future[Greeting] = _forgettable(self._loop.create_future())
         self.ended: asyncio.Future[Ending] = self._loop.create_future()
         """Done when the connection is over."""
         self._abandoned = False
         self._farewell: tuple[str, int] | None = None
-        self._questions: dict[int, asyncio.Future[Answer]] = {}
+        self._questions: dict[int, _Question] = {}
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._inbound = _Inbound(self._wake, max_waiting_bytes)
         self._awake = False
@@ -179,17 +204,25 @@ class Link:
             self._in_flight = asyncio.Semaphore(_IN_FLIGHT_3_1_1)
 
     async def close(self) -> None:
-        """Say DISCONNECT, which ends the session at the broker too, and wait at most half a second for the end."""
+        """Say DISCONNECT, which ends the session at the broker too, and wait for the end, but not for long."""
         properties = None
         if self.protocol == "5":
             properties = Properties(PacketTypes.DISCONNECT)
             properties.SessionExpiryInterval = 0
         self._abandon(properties)
-        await asyncio.wait([self.ended], timeout=0.5)
+        await asyncio.wait([self.ended], timeout=CLOSE_TIMEOUT_S)
+        if not self.ended.done():
+            self._paho.hang_up()
 
     def _abandon(self, properties: Properties | None = None) -> None:
         self._abandoned = True
-        self._paho.disconnect(properties=properties)
+        if self._paho.disconnect(properties=properties) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            self._paho.hang_up()
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has come from the broker."""
+        return time.monotonic() - self._inbound.heard
 
     def tls_facts(self) -> dict[str, object]:
         """Say how the connection is encrypted."""
@@ -219,11 +252,18 @@ class Link:
         what = f"the message to {shown(topic)}"
         sent = False
         try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S), self._in_flight:
-                info = self._paho.publish(topic, payload, qos, retain, self._publish_properties(properties))
-                answer = self._ask(info.rc, info.mid)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await self._in_flight.acquire()
+                try:
+                    info = self._paho.publish(topic, payload, qos, retain, self._publish_properties(properties))
+                    answer = self._ask(info.rc, info.mid)
+                except BaseException:
+                    self._in_flight.release()
+                    raise
+                # Giving up does not make room: the broker still counts the message (MQTT 5.0, 4.9).
+                answer.add_done_callback(lambda _: self._in_flight.release())
                 sent = True
-                return _accepted(await self._answer(answer, info.mid, what), what)
+                return _accepted(await self._answer(answer, what), what)
         except TimeoutError:
             raise BrokerSilentError(
                 f"The broker did not acknowledge {what} within {ANSWER_TIMEOUT_S:g} s: it may have taken it or not."
@@ -231,13 +271,16 @@ class Link:
                 else f"The broker is not acknowledging messages; {what} waited {ANSWER_TIMEOUT_S:g} s and was not sent."
             ) from None
 
-    async def subscribe(self, topic_filter: str, qos: int, identifier: int, *, known: bool = False) -> int:
+    async def subscribe(
+        self, topic_filter: str, qos: int, identifier: int, granted: Callable[[], None], *, known: bool = False
+    ) -> int:
         """Subscribe, wait for SUBACK and return the QoS granted.
 
         Args:
             topic_filter: A well-formed topic filter.
             qos: The highest QoS wanted.
             identifier: The subscription identifier; not sent where the broker knows none.
+            granted: Called at SUBACK, between the messages that came before and after it.
             known: The session is an old one: retained messages are wanted only if it does not have the subscription.
 
         Raises:
@@ -253,11 +296,20 @@ class Link:
             rc, mid = self._paho.subscribe(topic_filter, options=options, properties=properties)
         else:
             rc, mid = self._paho.subscribe(topic_filter, qos)
-        code, _ = _accepted(await self._answer_in_time(self._ask(rc, mid), mid, what), what)
+        answer = self._ask(rc, mid, granted)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                code, _ = _accepted(await self._answer(answer, what), what)
+        except TimeoutError:
+            raise BrokerSilentError(f"The broker did not acknowledge {what} within {ANSWER_TIMEOUT_S:g} s.") from None
         return code
 
-    def unsubscribe_soon(self, topic_filter: str) -> "asyncio.Future[Answer]":
+    def unsubscribe_soon(
+        self, topic_filter: str, ended: Callable[[], None] = _nothing_to_do
+    ) -> "asyncio.Future[Answer]":
         """Send UNSUBSCRIBE and return what will be the answer; it may be thrown away.
+
+        `ended` is called at UNSUBACK, between the messages that came before and after it.
 
         A broker answers this packet whatever it names (MQTT 5.0, 3.10.4 and 3.11.3), which makes it a round trip that
         needs no rights and leaves no trace.
@@ -266,28 +318,22 @@ class Link:
             BrokerOfflineError: The connection is gone.
         """
         rc, mid = self._paho.unsubscribe(topic_filter)
-        return self._ask(rc, mid)
+        return self._ask(rc, mid, ended)
 
-    def _ask(self, rc: MQTTErrorCode, mid: int | None) -> "asyncio.Future[Answer]":
+    def _ask(
+        self, rc: MQTTErrorCode, mid: int | None, accepted: Callable[[], None] = _nothing_to_do
+    ) -> "asyncio.Future[Answer]":
         if rc != MQTTErrorCode.MQTT_ERR_SUCCESS or mid is None or self.ended.done():
             raise BrokerOfflineError(f"The connection to {self._config.url} is gone: nothing was sent.")
-        answer = self._questions[mid] = _forgettable(self._loop.create_future())
+        answer: asyncio.Future[Answer] = _forgettable(self._loop.create_future())
+        self._questions[mid] = _Question(answer, accepted)
         return answer
 
-    async def _answer(self, answer: "asyncio.Future[Answer]", mid: int, what: str) -> Answer:
+    async def _answer(self, answer: "asyncio.Future[Answer]", what: str) -> Answer:
         try:
-            return await answer
+            return await asyncio.shield(answer)  # whoever gives up waiting, the question stays open
         except BrokerSilentError as exc:
             raise BrokerSilentError(f"{exc} The broker may have taken {what} or not.") from None
-        finally:
-            self._questions.pop(mid, None)
-
-    async def _answer_in_time(self, answer: "asyncio.Future[Answer]", mid: int | None, what: str) -> Answer:
-        try:
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                return await self._answer(answer, mid or 0, what)
-        except TimeoutError:
-            raise BrokerSilentError(f"The broker did not acknowledge {what} within {ANSWER_TIMEOUT_S:g} s.") from None
 
     def _publish_properties(self, wanted: PublishProperties) -> Properties | None:
         if self.protocol != "5" or wanted == PublishProperties():
@@ -330,8 +376,6 @@ class Link:
                     event()
             except Exception:
                 logger.exception("what the broker sent could not be handled; listening goes on")
-        if handled:
-            self.last_heard = time.monotonic()
         if (lost := inbound.lost) != self._lost_told:
             self._lose(lost - self._lost_told)
             self._lost_told = lost
@@ -366,9 +410,13 @@ class Link:
             )
 
     def _on_answer(self, mid: int, code: int, reason: str) -> None:
-        answer = self._questions.pop(mid, None)
-        if answer is not None and not answer.done():
-            answer.set_result((code, reason))
+        question = self._questions.pop(mid, None)
+        if question is None:
+            return
+        if code < _FAILURE:
+            question.accepted()
+        if not question.answer.done():
+            question.answer.set_result((code, reason))
 
     def _on_disconnect(self, from_broker: bool, code: int, reason: str) -> None:
         if code == _SESSION_TAKEN_OVER:
@@ -379,21 +427,21 @@ class Link:
         """Close the books: nobody waits on a connection that is over."""
         if self.ended.done():
             return
-        now, silent_s = time.time(), time.monotonic() - self.last_heard
         cause, code = self._farewell or ("the broker closed it without a word", 0)
         if isinstance(error, LinkFailedError):
             cause = str(error)
         elif error is not None:
             cause = "the network thread failed"
             logger.error("the network thread of the MQTT client failed", exc_info=error)
-        # A keep-alive timeout notices after up to two intervals that nothing came any more.
+        # A broker that is there is heard once in a keep-alive interval. Where it was not, nobody knows since when.
+        now, heard_at = time.time(), self._inbound.heard_at
         keepalive_s = self.greeting.keepalive_s or self._config.keepalive_s
-        deaf_s = min(silent_s, 2 * keepalive_s) if code == _KEEP_ALIVE_TIMEOUT else 0.0
-        self.ended.set_result(Ending(cause, now - deaf_s))
+        deaf = code == _KEEP_ALIVE_TIMEOUT or now - heard_at > keepalive_s + _PING_DELAY_S
+        self.ended.set_result(Ending(cause, heard_at if deaf else now))
         if not self._greeted.done():
-            failure = error if isinstance(error, LinkFailedError) else _closed_early(self._config)
+            failure = error if isinstance(error, LinkFailedError) else _no_answer(self._config, self.protocol, code)
             self._greeted.set_exception(failure)
-        for answer in self._questions.values():
+        for answer, _ in self._questions.values():
             if not answer.done():
                 answer.set_exception(BrokerSilentError(f"The connection was lost: {cause}."))
         self._questions.clear()
@@ -405,6 +453,7 @@ class Link:
         paho = _Paho(
             self._inbound,
             self._on_end,
+            self._unreleased,
             client_id=config.client_id,
             clean_session=None if self.protocol == "5" else config.session_expiry_s == 0,
             protocol=MQTTProtocolVersion.MQTTv5 if self.protocol == "5" else MQTTProtocolVersion.MQTTv311,
@@ -421,7 +470,7 @@ class Link:
         paho.on_disconnect = self._disconnect_came
         paho.on_publish = self._answer_came
         paho.on_subscribe = self._suback_came
-        paho.on_unsubscribe = self._suback_came
+        paho.on_unsubscribe = self._unsuback_came
         return paho
 
     def _connect(self) -> None:
@@ -435,11 +484,12 @@ class Link:
                 properties.SessionExpiryInterval = config.session_expiry_s
             options["clean_start"] = self._clean_start
         try:
-            if self._config.tls is not None:
-                self._paho.tls_set_context(tls_context(self._config.tls))
+            if config.tls is not None:
+                self._paho.use_tls(tls_context(config.tls), config.tls.server_name or config.host)
             self._paho.connect(config.host, config.port, config.keepalive_s, **options)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the event loop waits to hear of it
             failure = _failure(exc, config)
+            self._paho.drop()
             self._inbound.post(lambda: self._on_end(failure))
             return
         if self._abandoned:
@@ -469,6 +519,12 @@ class Link:
     def _suback_came(
         self, client: Client, data: object, mid: int, codes: list[ReasonCode], properties: Properties | None
     ) -> None:
+        code = codes[0] if codes else ReasonCode(PacketTypes.DISCONNECT, "Malformed packet")
+        self._answer_came(client, data, mid, code, properties)
+
+    def _unsuback_came(
+        self, client: Client, data: object, mid: int, codes: list[ReasonCode], properties: Properties | None
+    ) -> None:
         # An UNSUBACK of MQTT 3.1.1 has no reason code: it means success (3.11).
         self._answer_came(client, data, mid, codes[0] if codes else ReasonCode(PacketTypes.UNSUBACK), properties)
 
@@ -478,6 +534,9 @@ class _Inbound:
 
     def __init__(self, wake: Callable[[], None], max_waiting_bytes: int) -> None:
         self.events: deque[Received | Callable[[], None]] = deque()
+        self.heard = time.monotonic()
+        """When the last packet came, and the same in epoch seconds: a machine may sleep in between."""
+        self.heard_at = time.time()
         self.bytes_out = 0
         self.lost = 0
         self._bytes_in = 0
@@ -500,13 +559,42 @@ class _Inbound:
 
 
 class _Paho(Client):
-    """paho with four corrections. All of it runs in paho's thread."""
+    """paho with corrections. All but what is marked runs in paho's thread, or in the one that connects."""
 
-    def __init__(self, inbound: _Inbound, on_end: Callable[[Exception | None], None], **options: Any) -> None:
+    def __init__(
+        self, inbound: _Inbound, on_end: Callable[[Exception | None], None], unreleased: set[int], **options: Any
+    ) -> None:
         super().__init__(CallbackAPIVersion.VERSION2, reconnect_on_failure=False, **options)
         self._inbound = inbound
         self._on_end = on_end
-        self.on_message = self._complete_message
+        self._unreleased = unreleased
+        self._stream: socket.socket | None = None
+        self._wrap: Callable[[socket.socket], ssl.SSLSocket]
+
+    def use_tls(self, context: ssl.SSLContext, server_name: str) -> None:
+        """Have TLS with a broker whose certificate is for `server_name`, whatever host is connected to."""
+        self.tls_set_context(context)
+        self._wrap = partial(context.wrap_socket, server_hostname=server_name, do_handshake_on_connect=False)
+
+    def hang_up(self) -> None:
+        """Break the connection off in whatever state it is: the thread that waits for it wakes. Runs in any thread."""
+        if self._stream is not None:
+            with suppress(OSError):
+                self._stream.shutdown(socket.SHUT_RDWR)
+
+    def drop(self) -> None:
+        """Close a connection that failed on the way; paho forgets it."""
+        if self._stream is not None:
+            self._stream.close()
+
+    def _create_socket_connection(self) -> socket.socket:
+        self._stream = super()._create_socket_connection()
+        return self._stream
+
+    def _ssl_wrap_socket(self, tcp_sock: socket.socket) -> ssl.SSLSocket:
+        self._stream = stream = self._wrap(tcp_sock)
+        stream.do_handshake()
+        return stream
 
     def loop_forever(self, timeout: float = 1.0, retry_first_connection: bool = False) -> MQTTErrorCode:
         """Run the network loop, and report its end whatever ended it: a thread that dies in silence leaves us deaf."""
@@ -518,6 +606,11 @@ class _Paho(Client):
             return MQTTErrorCode.MQTT_ERR_UNKNOWN
         finally:
             self._inbound.post(lambda: self._on_end(error))
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        """Note that the broker was heard, were it by a PINGRESP only."""
+        self._inbound.heard, self._inbound.heard_at = time.monotonic(), time.time()
+        return super()._packet_handle()
 
     def _handle_publish(self) -> MQTTErrorCode:
         """Take a message over without paho's slow properties (20 us a message with a subscription identifier)."""
@@ -532,29 +625,46 @@ class _Paho(Client):
         except MalformedPacketError:
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
         if message.qos == 2:  # noqa: PLR2004 - exactly once
-            if len(self._in_messages) > MAX_IN_FLIGHT and self._protocol == MQTTProtocolVersion.MQTTv5:
-                return MQTTErrorCode.MQTT_ERR_PROTOCOL  # more than the Receive Maximum we sent
-            held = MQTTMessage(mid)
-            held.payload = message  # type: ignore[assignment] # paho only keeps it until PUBREL
-            with self._in_message_mutex:
-                self._in_messages[mid] = held
+            if mid not in self._unreleased:
+                self._unreleased.add(mid)
+                self._inbound.post_message(message)
             return self._send_pubrec(mid)
         self._inbound.post_message(message)
         return self._send_puback(mid) if message.qos else MQTTErrorCode.MQTT_ERR_SUCCESS
 
-    def _complete_message(self, _client: Client, _data: object, held: MQTTMessage) -> None:
-        self._inbound.post_message(held.payload)  # type: ignore[arg-type] # see _handle_publish
+    def _handle_pubrel(self) -> MQTTErrorCode:
+        self._unreleased.discard(int.from_bytes(self._in_packet["packet"][:2], "big"))
+        return super()._handle_pubrel()
+
+    def _handle_connack(self) -> MQTTErrorCode:
+        if self._in_packet["packet"][:1] != b"\1":
+            self._unreleased.clear()  # the broker remembers no session, and none of its messages
+        return super()._handle_connack()
+
+    def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
+        """Take any refusal; paho drops the connection over a reason code it does not expect, as mosquitto's 0x95."""
+        return self._take_refusal() if self._is_refusal() else super()._handle_pubackcomp(cmd)
 
     def _handle_pubrec(self) -> MQTTErrorCode:
         """Take a refusal of a QoS 2 message for one; paho goes on to PUBREL and reports success."""
+        return self._take_refusal() if self._is_refusal() else super()._handle_pubrec()
+
+    def _is_refusal(self) -> bool:
         packet = self._in_packet["packet"]
-        if self._protocol != MQTTProtocolVersion.MQTTv5 or len(packet) < 3 or packet[2] < _FAILURE:  # noqa: PLR2004
-            return super()._handle_pubrec()
-        mid = int.from_bytes(packet[:2], "big")
+        return self._protocol == MQTTProtocolVersion.MQTTv5 and len(packet) > 2 and packet[2] >= _FAILURE  # noqa: PLR2004
+
+    def _take_refusal(self) -> MQTTErrorCode:
+        try:
+            mid, value, words = decode_refusal(bytes(self._in_packet["packet"]))
+        except MalformedPacketError:
+            return MQTTErrorCode.MQTT_ERR_PROTOCOL
+        code, properties = ReasonCode(PacketTypes.PUBACK), Properties(PacketTypes.PUBACK)
+        code.value = value
+        if words:
+            properties.ReasonString = words
         with self._out_message_mutex:
             if mid in self._out_messages:
-                code = ReasonCode(PacketTypes.PUBREC, identifier=packet[2])
-                return self._do_on_publish(mid, code, Properties(PacketTypes.PUBREC))
+                return self._do_on_publish(mid, code, properties)
         return MQTTErrorCode.MQTT_ERR_SUCCESS
 
 
@@ -577,7 +687,7 @@ def _spoken(code: ReasonCode, properties: Properties | None) -> str:
     """Say a reason code, with the broker's own words where it sent some."""
     try:
         name = code.getName()
-    except (KeyError, AssertionError):  # codes that paho does not expect in this packet
+    except (KeyError, ValueError):  # codes that paho does not expect in this packet
         name = _MORE_CODES.get(code.value, "reason code")
     words = getattr(properties, "ReasonString", "")
     return f"{name} (0x{code.value:02X})" + (f", it says {shown(words)}" if words else "")
@@ -624,19 +734,22 @@ def _refusal(code: int, reason: str, config: BrokerConfig, protocol: str) -> Lin
     return LinkFailedError(f"{config.url} refused the connection: {reason}; {advice}.", kind)
 
 
-def _closed_early(config: BrokerConfig) -> LinkFailedError:
-    likely = (
-        "it may want a client certificate (MQTT_CLIENT_CERT)" if config.tls else "the port may want TLS (MQTT_USE_TLS)"
-    )
-    return LinkFailedError(
-        f"{config.url} closed the connection without answering CONNECT: {likely}, another MQTT version, "
-        "or not be an MQTT broker.",
-        "closed",
-    )
+def _no_answer(config: BrokerConfig, protocol: str, code: int) -> LinkFailedError:
+    """Say what the end of a connection before CONNACK means; `code` is how it ended."""
+    if code == _PROTOCOL_ERROR:
+        said = f"did not answer CONNECT in MQTT {protocol}"
+        likely = "it may speak another version (MQTT_PROTOCOL)"
+    else:
+        said = "closed the connection without answering CONNECT"
+        wanted = "a client certificate (MQTT_CLIENT_CERT)" if config.tls else "TLS (MQTT_USE_TLS)"
+        likely = f"it may want {wanted} or another MQTT version (MQTT_PROTOCOL)"
+    return LinkFailedError(f"{config.url} {said}: {likely}, or be no MQTT broker (MQTT_PORT).", "closed")
 
 
 def _failure(exc: Exception, config: BrokerConfig) -> LinkFailedError:
     """Say what an error on the way to the broker means to an operator."""
+    if isinstance(exc, LinkFailedError):
+        return exc
     if isinstance(exc, ssl.SSLCertVerificationError):
         advice = _CERTIFICATE_ADVICE.get(exc.verify_code, "set MQTT_CA_CERT to the CA that signed it")
         text = f"its certificate is not trusted ({exc.verify_message}); {advice}."
@@ -652,6 +765,10 @@ def _failure(exc: Exception, config: BrokerConfig) -> LinkFailedError:
         text = "nothing listens there; is the broker running, and is MQTT_PORT right?"
     elif isinstance(exc, TimeoutError):
         text = f"no answer within {config.connect_timeout_s:g} s; check address, network and firewall."
+    elif isinstance(exc, WebsocketConnectionError):
+        text = f"{exc}; check MQTT_PORT, MQTT_TRANSPORT and MQTT_WS_PATH."
+    elif isinstance(exc, ConnectionResetError) and config.tls:
+        text = "the port seems not to speak TLS; check MQTT_PORT and MQTT_USE_TLS."
     elif isinstance(exc, OSError):
         text = f"{exc.strerror or exc}."
     else:
@@ -675,8 +792,7 @@ _TLS_ADVICE: Final = {
     "HANDSHAKE_FAILURE": "no cipher in common, or the broker wants a client certificate: check MQTT_TLS_CIPHERS and "
     "MQTT_CLIENT_CERT",
     "CERTIFICATE": "the broker does not accept the client certificate: check MQTT_CLIENT_CERT and MQTT_CLIENT_KEY",
-    "KEY_VALUES_MISMATCH": "MQTT_CLIENT_KEY does not belong to MQTT_CLIENT_CERT",
-    "BAD_DECRYPT": "MQTT_CLIENT_KEY_PASSWORD is wrong",
+    "EOF": "the broker broke off: check MQTT_PORT and MQTT_USE_TLS, MQTT_TLS_MIN_VERSION and MQTT_TLS_CIPHERS",
 }
 """By part of OpenSSL's reason."""
 
@@ -685,33 +801,42 @@ def tls_context(tls: TLSConfig) -> ssl.SSLContext:
     """Make the TLS context; files are read now, so that each connection uses what they hold by then.
 
     Raises:
-        OSError: A file cannot be read, or is no certificate or key (`ssl.SSLError`).
+        LinkFailedError: A file cannot be read, or is no certificate or key.
     """
-    context = _NamedContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.server_name = tls.server_name
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
     if tls.ciphers:
         context.set_ciphers(tls.ciphers)
     if tls.ca_cert:
-        context.load_verify_locations(tls.ca_cert)
+        try:
+            context.load_verify_locations(tls.ca_cert)
+        except OSError as exc:
+            raise LinkFailedError(f"MQTT_CA_CERT cannot be used: {_file_trouble(exc)}.") from exc
     else:
         context.load_default_certs()
     if tls.client_cert:
         password = tls.client_key_password.get_secret_value() if tls.client_key_password else ""
-        context.load_cert_chain(tls.client_cert, tls.client_key, password)  # "" keeps OpenSSL from asking the terminal
+        try:  # a password of "" keeps OpenSSL from asking the terminal
+            context.load_cert_chain(tls.client_cert, tls.client_key, password)
+        except OSError as exc:
+            raise LinkFailedError(f"The client certificate cannot be used: {_file_trouble(exc)}.") from exc
     if tls.insecure:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-class _NamedContext(ssl.SSLContext):
-    """A TLS context that expects the certificate to be for `server_name`, whatever host was connected to."""
+def _file_trouble(exc: OSError) -> str:
+    if not isinstance(exc, ssl.SSLError):
+        return f"{exc.strerror}"
+    reason = exc.reason or str(exc)
+    return next((advice for part, advice in _FILE_ADVICE.items() if part in reason), reason)
 
-    server_name: str | None = None
 
-    def wrap_socket(self, sock: socket.socket, *args: Any, **options: Any) -> ssl.SSLSocket:
-        """Wrap `sock`, with our server name in place of paho's."""
-        if self.server_name:
-            options["server_hostname"] = self.server_name
-        return super().wrap_socket(sock, *args, **options)
+_FILE_ADVICE: Final = {
+    "NO_CERTIFICATE": "there is no certificate in it",
+    "KEY_VALUES_MISMATCH": "MQTT_CLIENT_KEY does not belong to MQTT_CLIENT_CERT",
+    "BAD_DECRYPT": "MQTT_CLIENT_KEY_PASSWORD is wrong",
+    "PEM lib": "MQTT_CLIENT_KEY_PASSWORD is wrong, or the files are not a certificate and its key",
+}
+"""By part of OpenSSL's reason."""

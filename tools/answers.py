@@ -3,10 +3,10 @@
 import base64
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
@@ -37,7 +37,13 @@ class ShownMessage(BaseModel):
     properties: dict[str, Any] | None = Field(default=None, exclude_if=lambda value: value is None)
     payload_truncated: bool = Field(default=False, exclude_if=lambda value: not value)
     topic_truncated: bool = Field(default=False, exclude_if=lambda value: not value)
+    properties_omitted: bool = Field(default=False, exclude_if=lambda value: not value)
     escaped: bool = Field(default=False, exclude_if=lambda value: not value)
+
+    @property
+    def cut(self) -> bool:
+        """Whether anything of it is missing."""
+        return self.payload_truncated or self.topic_truncated or self.properties_omitted
 
 
 class ShownGap(BaseModel):
@@ -58,7 +64,7 @@ def show_gaps(gaps: Iterable[Gap]) -> list[ShownGap]:
             start=instant(gap.start),
             end=None if gap.end is None else instant(gap.end),
             cause=visible(gap.cause),
-            topic_filter=gap.topic_filter.text if gap.topic_filter else None,
+            topic_filter=visible(gap.topic_filter.text) if gap.topic_filter else None,
             lost=gap.lost,
             session_resumed=gap.session_resumed,
         )
@@ -100,11 +106,15 @@ def _escape(character: str) -> str:
 
 
 def visible_all(value: Any) -> Any:
-    """Apply `visible` to every string of a JSON value, keys included."""
+    """Apply `visible` to every string of a JSON value, keys included.
+
+    Raises:
+        NotFaithfulError: Two keys would look the same.
+    """
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, dict):
-        return {visible(key): visible_all(item) for key, item in value.items()}
+        return _unique([(visible(key), visible_all(item)) for key, item in value.items()])
     if isinstance(value, list):
         return [visible_all(item) for item in value]
     return value
@@ -133,7 +143,7 @@ def decode_json(text: str) -> Any:
         raise NotFaithfulError
     try:
         value = json.loads(text, parse_float=_exact_float, parse_constant=_refuse, object_pairs_hook=_unique)
-    except (ValueError, RecursionError):
+    except (ValueError, ArithmeticError, RecursionError):
         raise NotFaithfulError from None
     if _deeper_than(value, MAX_JSON_DEPTH):
         raise NotFaithfulError
@@ -169,57 +179,105 @@ def _deeper_than(value: Any, depth: int) -> bool:
     return any(_deeper_than(item, depth - 1) for item in (value.values() if isinstance(value, dict) else value))
 
 
+LEAST_ROOM: Final = 256
+"""Bytes into which every message can be cut."""
+
+
 def show_message(message: Message, room: int) -> ShownMessage:
-    """Show a message in about `room` bytes of JSON, at most that if it has to be cut.
+    """Show a message in at most `room` bytes of JSON, where these are at least `LEAST_ROOM`.
 
-    A payload is cut before anything else; topics and properties only where they are so long that nothing else helps.
+    The payload is cut first. Properties are left out, and then the topic is cut, only where they would leave it less
+    than a quarter of the room.
     """
-    keep = room
-    while True:
-        shown = _show(message, keep)
-        if keep < _LEAST_KEPT or size_of(shown) <= room:
+    topic, properties, wanted = message.topic, message.properties, room
+    whole = None
+    if len(message.payload) <= room:
+        whole = _whole(message.payload)
+        shown = _show(message, topic, properties, whole)
+        if size_of(shown) <= room:
             return shown
-        keep = keep * 2 // 3
+        wanted = len(json.dumps(whole.value))
+    room_beside = room - min(wanted, room // 4)
+    if size_of(_show(message, topic, properties, _NOTHING)) > room_beside:
+        properties = {}
+    if size_of(_show(message, topic, properties, _NOTHING)) > room_beside:
+        topic = _beginning(hide_secrets(topic), room_beside - size_of(_show(message, "", properties, _NOTHING)))
+    if whole is not None:
+        shown = _show(message, topic, properties, whole)
+        if size_of(shown) <= room:
+            return shown
+    room_left = room - size_of(_show(message, topic, properties, _NOTHING))
+    return _show(message, topic, properties, _cut(message.payload, max(0, room_left)))
 
 
-_LEAST_KEPT: Final = 16
+class _Payload(NamedTuple):
+    """What is shown of a payload."""
+
+    value: Any
+    encoding: Literal["text", "json", "base64"]
+    truncated: bool
+    escaped: bool
 
 
-def _show(message: Message, keep: int) -> ShownMessage:
-    topic = visible(message.topic)
-    properties = _show_properties(message.properties)
-    long_topic = max(_LEAST_KEPT, keep // 4)
-    if properties is not None and len(repr(properties)) > keep // 2:
-        properties = {"omitted_bytes": len(repr(message.properties))}
-    payload, encoding, truncated = _show_payload(message.payload, keep)
+_NOTHING: Final = _Payload("", "base64", truncated=True, escaped=True)
+"""What is left of a payload in the worst case, with all that there may be to say about it."""
+
+
+def _show(message: Message, topic: str, properties: Mapping[str, object], payload: _Payload) -> ShownMessage:
+    shown_topic, shown_properties = visible(topic), _show_properties(properties, visible)
     return ShownMessage(
         seq=message.seq,
-        topic=topic if len(topic) <= long_topic else topic[:long_topic] + "…",
-        payload=payload,
-        encoding=encoding,
+        topic=shown_topic,
+        payload=payload.value,
+        encoding=payload.encoding,
         bytes=len(message.payload),
         qos=message.qos,
         retained=message.retained,
         received_at=instant(message.received_at),
-        properties=properties,
-        payload_truncated=truncated,
-        topic_truncated=len(topic) > long_topic,
-        escaped=topic != message.topic
-        or (encoding == "text" and not truncated and payload != decode_text(message.payload)),
+        properties=shown_properties,
+        payload_truncated=payload.truncated,
+        topic_truncated=topic != message.topic,
+        properties_omitted=len(properties) < len(message.properties),
+        escaped=payload.escaped or shown_topic != topic or shown_properties != _show_properties(properties, str),
     )
 
 
-def _show_payload(payload: bytes, keep: int) -> tuple[Any, Literal["text", "json", "base64"], bool]:
-    whole = len(payload) <= keep
-    text = decode_text(payload) if whole else _decode_start(payload, keep + _SECRET_MARGIN)
+def _whole(payload: bytes) -> _Payload:
+    text = decode_text(payload)
     if text is None:
-        return base64.b64encode(payload[: keep // 4 * 3]).decode(), "base64", len(payload) > keep // 4 * 3
-    if whole:
-        try:
-            return visible_all(decode_json(text)), "json", False
-        except NotFaithfulError:
-            return visible(text), "text", False
-    return visible(hide_secrets(text)[:keep]), "text", True
+        return _Payload(base64.b64encode(payload).decode(), "base64", truncated=False, escaped=False)
+    try:
+        value = decode_json(text)
+        shown = visible_all(value)
+    except NotFaithfulError:
+        shown = visible(text)
+        return _Payload(shown, "text", truncated=False, escaped=shown != text)
+    return _Payload(shown, "json", truncated=False, escaped=shown != value)
+
+
+def _cut(payload: bytes, room: int) -> _Payload:
+    """Show as much of the beginning of a payload as fits into `room` bytes of JSON, besides the quotes."""
+    text = _decode_start(payload, room + _SECRET_MARGIN)
+    if text is None:
+        value = base64.b64encode(payload[: room // 4 * 3]).decode()
+        return _Payload(value, "base64", truncated=len(payload) > room // 4 * 3, escaped=False)
+    sure = hide_secrets(text)
+    if len(payload) > room + _SECRET_MARGIN:
+        beyond = len(text) - len(_decode_start(payload, room) or "")
+        sure = sure[: max(0, len(sure) - beyond)]
+    kept = _beginning(sure, room)
+    truncated = kept != sure or len(payload) > room + _SECRET_MARGIN
+    return _Payload(visible(kept), "text", truncated, escaped=visible(kept) != kept)
+
+
+def _beginning(text: str, room: int) -> str:
+    """Return as much of the beginning of `text` as takes at most `room` bytes of JSON when it is shown."""
+    end = 0
+    for step in (1024, 1):
+        while end < len(text) and (size := len(json.dumps(visible(text[end : end + step]))) - 2) <= room:
+            room -= size
+            end += step
+    return text[:end]
 
 
 def _decode_start(payload: bytes, size: int) -> str | None:
@@ -231,16 +289,16 @@ def _decode_start(payload: bytes, size: int) -> str | None:
         return start[: exc.start].decode() if exc.reason == "unexpected end of data" else None
 
 
-def _show_properties(properties: Mapping[str, object]) -> dict[str, Any] | None:
+def _show_properties(properties: Mapping[str, object], show: Callable[[str], str]) -> dict[str, Any] | None:
     shown: dict[str, Any] = {}
     for name, value in properties.items():
         if isinstance(value, bytes):
             text = decode_text(value)
-            shown[name] = visible(text) if text is not None else base64.b64encode(value).decode()
+            shown[name] = show(text) if text is not None else base64.b64encode(value).decode()
         elif isinstance(value, list):
-            shown[name] = [[visible(key), visible(text)] for key, text in value]
+            shown[name] = [[show(key), show(text)] for key, text in value]
         else:
-            shown[name] = visible(value) if isinstance(value, str) else value
+            shown[name] = show(value) if isinstance(value, str) else value
     return shown or None
 
 
@@ -255,9 +313,9 @@ def fit_in_order(messages: Sequence[Message], room: int) -> list[ShownMessage]:
     for message in messages:
         if shown and len(message.payload) > room:
             break
-        one = show_message(message, room)
+        one = show_message(message, room - _SEPARATOR)
         size = size_of(one) + _SEPARATOR
-        if shown and (size > room or one.payload_truncated):
+        if shown and (one.cut or size > room):
             break
         shown.append(one)
         room -= size
@@ -270,19 +328,15 @@ _SEPARATOR: Final = 2
 def fit_all(messages: Sequence[Message], room: int) -> list[ShownMessage]:
     """Show all messages in `room` bytes if that can be: short ones whole, long ones cut to a fair share.
 
-    The last ones are left out where even that is too much.
+    The longest are left out where even that is too much.
     """
     shown: dict[int, ShownMessage] = {}
-    for left, message in zip(
-        range(len(messages), 0, -1), sorted(messages, key=lambda message: len(message.payload)), strict=True
-    ):
-        one = show_message(message, max(_LEAST_SHARE, room // left) - _SEPARATOR)
+    by_size = sorted(messages, key=lambda message: message.size)
+    for left, message in zip(range(len(messages), 0, -1), by_size, strict=True):
+        one = show_message(message, max(LEAST_ROOM, room // left - _SEPARATOR))
         size = size_of(one) + _SEPARATOR
         if size > room:
             break
         shown[message.seq] = one
         room -= size
     return [shown[message.seq] for message in messages if message.seq in shown]
-
-
-_LEAST_SHARE: Final = 256

@@ -21,7 +21,7 @@ MAX_PAYLOAD: Final = 1 << 20
 _MAX_TOPICS: Final = 100_000
 """Topics whose last value is remembered for `changed`."""
 
-_STEP = re.compile(r"(?:^|\.)([^.\[\]]+)|\[(\d{1,9})\]")
+_STEP = re.compile(r"(?:^|(?<!^)\.)([^.\[\]]+)|\[([0-9]{1,9})\]")
 _MISSING: Final = object()
 
 
@@ -81,7 +81,7 @@ class Matcher:
 
     def _find(self, text: str) -> Any:
         try:
-            value = json.loads(text)
+            value = json.loads(text, parse_constant=str)  # NaN is not even equal to itself
         except (ValueError, RecursionError):
             return text if not self._steps else _MISSING
         for step in self._steps:
@@ -126,7 +126,14 @@ _ORDERINGS: Final[dict[str, Callable[[Any, Any], bool]]] = {
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Compare JSON values: true is not 1."""
-    if isinstance(one, bool) != isinstance(other, bool):
-        return False
-    return bool(one == other)
+    """Compare JSON values, however deep: true is not 1."""
+    pairs = [(one, other)]
+    while pairs:
+        one, other = pairs.pop()
+        if isinstance(one, dict) and isinstance(other, dict) and one.keys() == other.keys():
+            pairs += [(item, other[key]) for key, item in one.items()]
+        elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+            pairs += zip(one, other, strict=True)
+        elif isinstance(one, bool) != isinstance(other, bool) or one != other:
+            return False
+    return True

@@ -150,6 +150,10 @@ class ServerStatus:
             advice.append(state.last_error or "The first connection to the broker is being made.")
         refused = [subscription for subscription in inbox.subscriptions.values() if subscription.refusal]
         advice += [str(subscription.refusal) for subscription in refused]
+        if len(inbox.subscriptions) > _SUBSCRIPTIONS_SHOWN:
+            advice.append(f"{len(inbox.subscriptions) - _SUBSCRIPTIONS_SHOWN} more subscriptions are not shown.")
+        if self._config.broker.embedded:
+            advice.append("This is the built-in development broker with a simulated plant: nothing here is real.")
         if inbox.dropped:
             advice.append(
                 f"{inbox.dropped} messages did not stay in the buffer: read more often, subscribe to less, "
@@ -211,7 +215,7 @@ class ServerStatus:
             def hear(kind: str) -> Callable[[Message], None]:
                 def note(message: Message) -> None:
                     found.version = visible(message.payload.decode(errors="replace")[:200])
-                    found.kind = kind if kind in found.version.lower() or kind == "coreflux" else "other"
+                    found.kind = kind if kind == "coreflux" or kind in found.version else "other"
                     told.set()
 
                 return note
