@@ -469,9 +469,11 @@ def test_the_payload_is_cut_before_properties_and_topic() -> None:
 
 
 def test_a_long_topic_does_not_leave_a_short_payload_without_room() -> None:
-    shown = show_message(message('{"on": true}', topic="t" * 60_000), 1000)
+    name = "n" * 150
 
-    assert (shown.payload, shown.payload_truncated, shown.topic_truncated) == ({"on": True}, False, True)
+    shown = show_message(message(json.dumps({"name": name}), topic="t" * 60_000), 1000)
+
+    assert (shown.payload, shown.payload_truncated, shown.topic_truncated) == ({"name": name}, False, True)
     assert len(shown.topic) > 500
 
 
@@ -525,8 +527,8 @@ def test_no_cut_leaves_half_a_secret(place: Literal["payload", "topic"]) -> None
 
 def test_no_cut_leaves_half_a_secret_when_others_before_it_shrink() -> None:
     """What is hidden gets shorter, and what was read only to be sure must not move into view."""
-    long_secret = "-----BEGIN PRIVATE" + " KEY-----\n" + "Q7Z2" * 800 + "\n-----END PRIVATE" + " KEY-----"
-    for before in range(1000, 1060):
+    long_secret = "-----BEGIN PRIVATE" + " KEY-----\n" + "Q7Z2" * 1040 + "\n-----END PRIVATE" + " KEY-----"
+    for before in range(80, 200):
         text = long_secret + " " + "x" * before + " " + SECRET + " " + "x" * 9000
 
         shown = show_message(message(text), 300)
@@ -648,7 +650,7 @@ def test_gaps_are_shown_with_what_is_known_of_them() -> None:
     lasting = Gap(2.0, "refused", topic_filter=TopicFilter("a/\u202e"))
     loss = Gap(3.0, "too fast", end=3.0, lost=7)
 
-    assert [gap.model_dump() for gap in show_gaps([outage, lasting, loss])] == [
+    assert [gap.model_dump() for gap in show_gaps([outage, lasting, loss], 1024)] == [
         {
             "start": "1970-01-01T00:00:00.000Z",
             "end": "1970-01-01T00:00:01.500Z",
@@ -669,3 +671,13 @@ def test_the_size_is_never_less_than_what_leaves(received: Message) -> None:
         json.dumps(shown.model_dump(mode="json"), ensure_ascii=False, separators=(",", ":")).encode()
     ) <= size_of(shown)
     assert size_of(ShownGap(start="", end=None, cause="é")) == len('{"start": "", "end": null, "cause": "\\u00e9"}')
+
+
+def test_earlier_gaps_are_told_as_one_where_there_is_no_room() -> None:
+    gaps = [Gap(start=float(number), cause="gone", end=number + 0.5, index=number) for number in range(5)]
+
+    assert [(gap.start, gap.end, gap.cause) for gap in show_gaps(gaps, 512)] == [
+        ("1970-01-01T00:00:00.000Z", "1970-01-01T00:00:02.500Z", "3 earlier gaps"),
+        ("1970-01-01T00:00:03.000Z", "1970-01-01T00:00:03.500Z", "gone"),
+        ("1970-01-01T00:00:04.000Z", "1970-01-01T00:00:04.500Z", "gone"),
+    ]

@@ -338,6 +338,9 @@ class TestBadData:
         for number in range(60):
             fake.send(f"t/{number}", ("\u202e" * 100 + '"' * 100).encode() * number, retain=True)
         fake.send("x" * 60_000, b"long topic")
+        for number in range(50):
+            fake.go_offline(f"outage {number}")
+            fake.come_back()
 
         for tool, arguments in (
             ("mqtt_messages", {}),

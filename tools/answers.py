@@ -3,7 +3,7 @@
 import base64
 import json
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
@@ -57,9 +57,11 @@ class ShownGap(BaseModel):
     session_resumed: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
-def show_gaps(gaps: Iterable[Gap]) -> list[ShownGap]:
-    """Show gaps as they go into an answer."""
-    return [
+def show_gaps(gaps: Sequence[Gap], room: int) -> list[ShownGap]:
+    """Show gaps, oldest first, in about `room` bytes: the last ones apart, the earlier ones as one."""
+    apart = max(1, room // _GAP_BYTES)
+    earlier, last = gaps[:-apart], gaps[-apart:]
+    shown = [
         ShownGap(
             start=instant(gap.start),
             end=None if gap.end is None else instant(gap.end),
@@ -68,8 +70,20 @@ def show_gaps(gaps: Iterable[Gap]) -> list[ShownGap]:
             lost=gap.lost,
             session_resumed=gap.session_resumed,
         )
-        for gap in gaps
+        for gap in last
     ]
+    if earlier:
+        ends = [gap.end for gap in earlier if gap.end is not None]
+        whole = ShownGap(
+            start=instant(min(gap.start for gap in earlier)),
+            end=instant(max(ends)) if len(ends) == len(earlier) else None,
+            cause=f"{len(earlier)} earlier gaps",
+        )
+        shown.insert(0, whole)
+    return shown
+
+
+_GAP_BYTES: Final = 256
 
 
 def instant(epoch_s: float) -> str:

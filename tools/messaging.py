@@ -341,12 +341,12 @@ class Messaging:
             connected_throughout=watch.connected_throughout,
             truncated=False,
             omitted=len(omitted),
-            gaps=show_gaps(watch.gaps),
+            gaps=show_gaps(watch.gaps, self._room_for_gaps(max_bytes)),
         )
         messages = [newest[topic] for topic in sorted(newest)]
         answer.messages = fit_all(messages, self._room(max_bytes, answer))
         answer.omitted += len(messages) - len(answer.messages)
-        answer.truncated = answer.omitted > 0 or any(message.payload_truncated for message in answer.messages)
+        answer.truncated = answer.omitted > 0 or any(message.cut for message in answer.messages)
         return answer
 
     async def mqtt_subscribe(self, topic_filter: Filter, qos: QoS = 1) -> Subscribed:
@@ -387,7 +387,7 @@ class Messaging:
             next_cursor=reading.cursor(0),
             remaining=0,
             dropped=reading.dropped,
-            gaps=show_gaps(reading.gaps),
+            gaps=show_gaps(reading.gaps, self._room_for_gaps(max_bytes)),
             connected_throughout=there and reading.connected_throughout,
             truncated=False,
         )
@@ -398,7 +398,7 @@ class Messaging:
         answer.messages = fit_in_order(reading.messages[:limit], room)
         answer.next_cursor = reading.cursor(len(answer.messages))
         answer.remaining = len(reading.messages) - len(answer.messages)
-        answer.truncated = answer.remaining > 0 or any(message.payload_truncated for message in answer.messages)
+        answer.truncated = answer.remaining > 0 or any(message.cut for message in answer.messages)
         return answer
 
     async def mqtt_unsubscribe(self, subscription_id: str) -> Unsubscribed:
@@ -453,10 +453,10 @@ class Messaging:
             seen=seen,
             waited_s=_elapsed(started),
             connected_throughout=watch.connected_throughout,
-            gaps=show_gaps(watch.gaps),
+            gaps=show_gaps(watch.gaps, self._room_for_gaps(None)),
         )
         answer.messages = fit_all(matched, self._room(None, answer))
-        cut = any(message.payload_truncated for message in answer.messages)
+        cut = any(message.cut for message in answer.messages)
         answer.truncated = cut or len(answer.messages) < len(matched)
         return answer
 
@@ -605,6 +605,9 @@ class Messaging:
         if len(data) > limit:
             raise InputError(f"The payload has {len(data)} bytes, MAX_PAYLOAD_BYTES allows {limit}. Nothing was sent.")
         return data
+
+    def _room_for_gaps(self, max_bytes: int | None) -> int:
+        return (max_bytes or self._bounds.result_max_bytes) // 4
 
     def _room(self, max_bytes: int | None, answer: BaseModel) -> int:
         """Return how many bytes of messages fit beside the other fields of `answer`."""

@@ -24,7 +24,6 @@ _VERSION_TOPICS: Final = {"mosquitto": "$SYS/broker/version", "coreflux": "$SYS/
 """Where brokers say what they are: mosquitto(8) and the Coreflux documentation."""
 _VERSION_WAIT_S: Final = 0.3
 _FIRST_ATTEMPT_S: Final = 1.0
-_GAPS_SHOWN: Final = 10
 _SUBSCRIPTIONS_SHOWN: Final = 50
 
 
@@ -176,7 +175,7 @@ class ServerStatus:
                 last_error=state.last_error and visible(state.last_error),
                 attempts=state.attempts,
                 next_attempt_at=instant(state.next_attempt_at) if state.next_attempt_at else None,
-                gaps=show_gaps(list(inbox.gaps)[-_GAPS_SHOWN:]),
+                gaps=show_gaps(inbox.gaps, self._config.bounds.result_max_bytes // 4),
                 round_trip_ms=round_trip_ms,
             ),
             broker=await self._identify(),
