@@ -1,4 +1,4 @@
-"""A broker without a network, for tests of the tools: it delivers, keeps retained messages, refuses and goes offline."""
+"""A broker without a network, for tests of the tools: it delivers, retains, refuses and goes offline."""
 
 import time
 from collections.abc import AsyncIterator, Callable

@@ -291,6 +291,16 @@ def test_changed_is_told_for_each_topic_by_itself() -> None:
     assert run(matcher, "1", "2", topic="a") == [False, True]
 
 
+def test_changed_remembers_a_bounded_number_of_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound is lowered to what can be counted by eye."""
+    monkeypatch.setattr("tools.conditions._MAX_TOPICS", 2)
+    matcher = Matcher(Condition(op="changed"))
+    for topic in "abc":
+        run(matcher, "1", topic=topic)
+
+    assert [run(matcher, "2", topic=topic) for topic in "abc"] == [[True], [True], [False]]
+
+
 # Whatever comes
 
 

@@ -184,7 +184,7 @@ class Traffic(RuleBasedStateMachine):
     def receive(self, packets: int, which: int) -> None:
         self.world.receive(packets, which)
 
-    def retains(self, topic: str) -> bool:  # noqa: ARG002 - a variant asks for it
+    def retains(self, topic: str) -> bool:
         return False
 
     def teardown(self) -> None:
@@ -261,7 +261,7 @@ class WithRetainedMessages(Traffic):
         assert kept <= set(heard)
 
 
-for _machine, _examples in ((WithIdentifiers, 150), (WithoutIdentifiers, 100), (WithRetainedMessages, 100)):
+for _machine, _examples in ((WithIdentifiers, 250), (WithoutIdentifiers, 150), (WithRetainedMessages, 150)):
     _machine.TestCase.settings = settings(deadline=None, max_examples=_examples, stateful_step_count=30)
 
 test_with_identifiers_each_message_reaches_each_consumer_once = WithIdentifiers.TestCase
@@ -363,6 +363,75 @@ def test_a_copy_that_the_broker_lost_is_not_awaited_for_ever() -> None:
     deliver(world, "a", b"on", lossy.feed)
 
     assert world.heard(lossy) == world.heard(other) == [b"on", b"on"]
+
+
+def test_the_copy_of_one_that_has_left_is_not_missed_and_not_told_twice() -> None:
+    world = World()
+    early, late = world.subscribe("a"), world.subscribe("#")
+    world.publish("a", b"1")
+    world.publish("a", b"2")
+    world.receive(3)  # of both confirmations and four copies
+
+    world.leave(early)
+    world.receive()
+
+    assert world.heard(late) == [b"1", b"2"]
+
+
+def test_a_message_from_before_a_subscription_is_not_awaited_from_it() -> None:
+    world = World()
+    early = world.subscribe("a")
+    world.publish("a", b"on")
+    late = world.subscribe("#")
+    world.receive()
+
+    world.leave(early)
+    world.publish("a", b"on")
+    world.receive()
+
+    assert world.heard(late) == [b"on", b"on"]
+
+
+@pytest.mark.parametrize("copies", [*TOLD, "one each, untold"])
+def test_a_copy_lost_with_a_connection_is_not_awaited_on_the_next(copies: str) -> None:
+    world = World(copies)
+    early, late = world.subscribe("a"), world.subscribe("#")
+    world.publish("a", b"on")
+    world.receive(3)
+
+    world.reconnect()
+    world.leave(early)
+    world.publish("a", b"on")
+    world.receive()
+
+    assert world.heard(late) == [b"on", b"on"]
+
+
+def test_no_copies_are_awaited_from_a_subscription_that_has_ended() -> None:
+    world = World("one each, untold")
+    stays, leaves = world.subscribe("a"), world.subscribe("#")
+    world.receive()
+    world.leave(leaves)
+    world.receive()
+
+    for _ in range(3):
+        world.publish("a", b"on")
+    world.receive()
+
+    assert world.heard(stays) == [b"on"] * 3
+
+
+def test_no_copies_are_awaited_from_a_subscription_that_ends_before_it_was_confirmed() -> None:
+    world = World("one each, untold")
+    stays = world.subscribe("a")
+    world.publish("a", b"1")
+    leaves = world.subscribe("#")
+    world.publish("a", b"2")
+    world.leave(leaves)
+
+    world.receive()
+
+    assert world.heard(stays) == [b"1", b"2"]
 
 
 def test_a_message_for_nobody_leaves_no_trace() -> None:
@@ -546,6 +615,20 @@ def test_copies_are_counted_anew_on_another_connection(copies: str, session_resu
     world.receive()
 
     assert [world.heard(consumer) for consumer in consumers] == [[b"1", b"2", b"lost", b"3", b"4"]] * 2
+
+
+def test_a_late_retained_message_does_not_make_a_newer_one_news_after_a_reconnect() -> None:
+    world = World()
+    first, newcomer = world.subscribe("a"), world.subscribe("#")
+    world.receive()
+    deliver(world, "a", b"newer", first.feed)
+    deliver(world, "a", b"older", newcomer.feed, retained=True)
+
+    world.reconnect()
+    world.receive()
+    deliver(world, "a", b"newer", first.feed, retained=True)
+
+    assert world.heard(first) == [b"newer"]
 
 
 # Feeds

@@ -133,13 +133,19 @@ def test_a_cursor_of_another_selection_goes_on_at_the_same_place() -> None:
 
 
 def test_a_cursor_of_another_selection_never_hides_a_drop() -> None:
-    inbox = Inbox(2, 1000)
-    everything = inbox.read().cursor(0)
+    inbox = Inbox(3, 1000)
+    before_all = inbox.read().cursor(0)
+    for topic in "abc":
+        put(inbox, topic)
+    after_one = inbox.read().cursor(1)
     for topic in "abab":
         put(inbox, topic)
+    at_the_end = inbox.read().cursor(3)
 
-    assert inbox.read(topic_filter=TopicFilter("b"), after=everything).dropped >= 1
-    assert inbox.read(topic_filter=TopicFilter("c"), after=everything).dropped == 0
+    assert inbox.read(topic_filter=TopicFilter("b"), after=before_all).dropped >= 2
+    assert inbox.read(topic_filter=TopicFilter("b"), after=after_one).dropped >= 2
+    assert inbox.read(topic_filter=TopicFilter("b"), after=at_the_end).dropped == 0
+    assert inbox.read(topic_filter=TopicFilter("d"), after=before_all).dropped == 0
 
 
 @pytest.mark.parametrize(
@@ -444,23 +450,25 @@ class Readers(RuleBasedStateMachine):
         return Reader(subscription, TopicFilter(text) if text else None)
 
     @rule(
-        topic=st.sampled_from(["a", "b/c", "b/d", "e"]),
-        size=st.integers(0, 12) | st.just(50),
+        topics=st.lists(st.sampled_from(["a", "b/c", "b/d", "e"]), min_size=1, max_size=5),
+        size=st.integers(0, 6) | st.just(50),
         skipped=st.integers(0, 2),
     )
-    def store(self, topic: str, size: int, skipped: int) -> None:
-        audience = [one for one in self.inbox.subscriptions.values() if one.topic_filter.matches(topic)]
-        for _ in range(skipped):  # numbers that went to listeners
-            self.inbox.next_seq()
-        message = put(self.inbox, topic, b"." * size, *audience)
-        if message.size > self.inbox.max_bytes:
-            self.lost += 1
-        else:
-            self.everything.append(message)
+    def store(self, topics: list[str], size: int, skipped: int) -> None:
+        for topic in topics:
+            audience = [one for one in self.inbox.subscriptions.values() if one.topic_filter.matches(topic)]
+            for _ in range(skipped):  # numbers that went to listeners
+                self.inbox.next_seq()
+            message = put(self.inbox, topic, b"." * size, *audience)
+            if message.size > self.inbox.max_bytes:
+                self.lost += 1
+            else:
+                self.everything.append(message)
 
-    @rule(reader=readers, page=st.integers(1, 4))
-    def read_a_page(self, reader: "Reader", page: int) -> None:
-        reader.read(self.inbox, page)
+    @rule(reader=readers, page=st.integers(1, 4), pages=st.integers(1, 3))
+    def read(self, reader: "Reader", page: int, pages: int) -> None:
+        for _ in range(pages):
+            reader.read(self.inbox, page)
         seen_to = reader.shown[-1].seq if reader.shown and not reader.at_the_end else self.inbox.last_seq
         wanted = {message.seq for message in self.everything if reader.wants(message) and message.seq <= seen_to}
         shown = [message.seq for message in reader.shown]
@@ -560,12 +568,13 @@ def test_a_change_is_one_against_what_this_selection_had_before() -> None:
     inbox = Inbox(10, 1000)
     mine, other = inbox.open(EVERYTHING, 1), inbox.open(EVERYTHING, 1)
     put(inbox, "a", b"1", mine)
-    cursor = inbox.read(mine).cursor(1)
     put(inbox, "a", b"2", other)
+    of_mine, of_all = inbox.read(mine).cursor(1), inbox.read().cursor(2)
+    put(inbox, "a", b"3", other)
     put(inbox, "a", b"1", mine)
 
-    assert inbox.read(mine, after=cursor, mode="changes").messages == []
-    assert payloads(inbox.read(after=cursor, mode="changes").messages) == [b"2", b"1"]
+    assert inbox.read(mine, after=of_mine, mode="changes").messages == []
+    assert payloads(inbox.read(after=of_all, mode="changes").messages) == [b"3", b"1"]
 
 
 @pytest.mark.parametrize(
@@ -754,15 +763,17 @@ def test_losses_long_ago_are_summed_up() -> None:
     assert reading.connected_throughout
 
 
-def test_many_outages_that_end_at_once_are_told_as_one_too() -> None:
+@pytest.mark.parametrize("session_resumed", [False, True])
+def test_many_outages_that_end_at_once_are_told_as_one_too(session_resumed: bool) -> None:
     inbox = Inbox(10, 1000)
     for gap in [inbox.begin_gap("refused", topic_filter=TopicFilter("a")) for _ in range(3 * MAX_GAPS)]:
-        inbox.end_gap(gap)
+        inbox.end_gap(gap, session_resumed=session_resumed)
 
     inbox.begin_gap("outage")
 
     assert len(inbox.gaps) == MAX_GAPS
     assert inbox.gaps[0].topic_filter == TopicFilter("a")
+    assert inbox.gaps[0].session_resumed is session_resumed
 
 
 @pytest.mark.parametrize("last", [False, True])

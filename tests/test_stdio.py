@@ -1,293 +1,566 @@
-"""The server as a client starts it: a child process over real pipes, with a real broker behind it."""
+"""The server as its clients start it: a child process, two pipes, and nothing on stdout but the protocol."""
 
 import asyncio
+import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from mcp.client.stdio import StdioServerParameters
 
 from tests.assistant import ERAS, Era, assistant
-from tests.brokers import Embedded, Mosquitto, publish
+from tests.brokers import Mosquitto, publish
 from tests.documentation import ROOT
+from tests.wire import Wire, until
 
-BOUND_S = 5
-"""How long the process may take to end here, on a busy machine; a second is what is promised."""
+pytestmark = pytest.mark.anyio
 
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}},
-}
-INITIALIZED = {"jsonrpc": "2.0", "method": "notifications/initialized"}
-LIST_TOOLS = {"jsonrpc": "2.0", "id": 2, "method": "tools/list", "params": {}}
-
-
-def settings(port: int, **others: str) -> dict[str, str]:
-    """An environment with nothing in it of whoever runs the tests."""
-    clean = {name: os.environ[name] for name in ("PATH", "HOME", "SYSTEMROOT", "LANG") if name in os.environ}
-    return clean | {"MQTT_BROKER": "127.0.0.1", "MQTT_PORT": str(port)} | others
-
+Made = Callable[..., Mosquitto]
 
 COMMAND = [sys.executable, str(ROOT / "server.py"), "--env-file", os.devnull]
 
+START_TIMEOUT_S = 20
+END_TIMEOUT_S = 3
+"""The promise is one second; the machine may be busy."""
 
-def call(number: int, tool: str, **arguments: Any) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": number, "method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+LONGEST_LINE = 1 << 25
+NOBODY_LISTENS = "127.0.0.1:9"
+
+HELLO = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
+MODERN = {
+    "io.modelcontextprotocol/protocolVersion": "2026-07-28",
+    "io.modelcontextprotocol/clientInfo": {"name": "test", "version": "1"},
+    "io.modelcontextprotocol/clientCapabilities": {},
+}
+
+
+def settings(broker: Mosquitto | Wire | None = None, **more: str) -> dict[str, str]:
+    """Make an environment for the child with nothing in it of whoever runs the tests."""
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    return kept | {"MQTT_BROKER": f"{broker.host}:{broker.port}" if broker else NOBODY_LISTENS} | more
 
 
 class Child:
-    """The server, line by line."""
+    """The server and the two ends of its pipes; entering starts it and shakes hands, leaving kills what is left."""
 
-    def __init__(self, env: dict[str, str]) -> None:
-        self.process = subprocess.Popen(
-            COMMAND, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    def __init__(self, environment: Mapping[str, str], command: list[str] | None = None) -> None:
+        self._environment = environment
+        self._command = command or COMMAND
+        self._process: asyncio.subprocess.Process
+        self._reading: list[asyncio.Task[None]] = []
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._last_id = 0
+        self.lines: list[bytes] = []
+        """What came on stdout."""
+        self.stderr = ""
+
+    async def __aenter__(self) -> Self:
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command,
+            env=self._environment,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LONGEST_LINE,
         )
+        self._reading = [asyncio.create_task(self._read_stdout()), asyncio.create_task(self._read_stderr())]
+        await self.ask("initialize", HELLO)
+        self.tell("notifications/initialized")
+        return self
 
-    def send(self, *messages: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(b"".join(json.dumps(message).encode() + b"\n" for message in messages))
-        self.process.stdin.flush()
+    async def __aexit__(self, *_: object) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+        await self._process.wait()
+        await asyncio.gather(*self._reading)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
 
-    def receive(self, number: int) -> dict[str, Any]:
-        """Read up to the answer with this number; whatever else comes must be the protocol's too."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            message: dict[str, Any] = json.loads(line)
-            assert message["jsonrpc"] == "2.0"
-            if message.get("id") == number:
-                return message
-        raise AssertionError(f"no answer to {number}: {self.end()}")
+    def tell(self, method: str, params: Mapping[str, Any] | None = None) -> None:
+        """Send a notification."""
+        self._send({"jsonrpc": "2.0", "method": method, "params": params or {}})
 
-    def greet(self) -> None:
-        self.send(INITIALIZE)
-        self.receive(1)
-        self.send(INITIALIZED)
+    def start(self, method: str, params: Mapping[str, Any] | None = None) -> "asyncio.Future[dict[str, Any]]":
+        """Send a request and return what will be the answer."""
+        self._last_id += 1
+        answer = self._answers[self._last_id] = asyncio.get_running_loop().create_future()
+        self._send({"jsonrpc": "2.0", "id": self._last_id, "method": method, "params": params or {}})
+        return answer
 
-    def connect(self) -> None:
-        self.greet()
-        self.send(call(2, "server_status"))
-        assert self.receive(2)["result"]["structuredContent"]["connection"]["connected"]
+    async def ask(self, method: str, params: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Send a request and return the result."""
+        async with asyncio.timeout(START_TIMEOUT_S):
+            answer = await self.start(method, params)
+        assert "result" in answer, answer
+        result: dict[str, Any] = answer["result"]
+        return result
 
-    def end(self) -> str:
-        """Close stdin, wait for the end, and return what was written to stderr."""
-        _, stderr = self.process.communicate(timeout=BOUND_S)
-        return stderr.decode()
+    def start_call(self, tool: str, **arguments: Any) -> "asyncio.Future[dict[str, Any]]":
+        """Call a tool and return what will be the answer."""
+        return self.start("tools/call", {"name": tool, "arguments": arguments})
+
+    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """Call a tool that is to succeed."""
+        result = await self.ask("tools/call", {"name": tool, "arguments": arguments})
+        assert not result.get("isError"), result
+        structured: dict[str, Any] = result["structuredContent"]
+        return structured
+
+    async def connected(self) -> None:
+        """Wait until the server has its broker."""
+        async with asyncio.timeout(START_TIMEOUT_S):
+            while not (await self.call("server_status"))["connection"]["connected"]:
+                pass
+
+    def write(self, data: bytes) -> None:
+        """Send bytes, whatever they are."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(data)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        self._process.send_signal(number)
+
+    def close_stdin(self) -> None:
+        """Hang up as a client does that ends."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+
+    def close_stdout(self) -> None:
+        """Stop reading, as a client does that has crashed."""
+        self._process._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined] # noqa: SLF001
+
+    async def ended(self) -> int:
+        """Wait until the process has ended by itself and return its exit code; every line of stdout was protocol."""
+        async with asyncio.timeout(END_TIMEOUT_S):
+            code = await self._process.wait()
+        await asyncio.gather(*self._reading)
+        for line in self.lines:
+            assert json.loads(line)["jsonrpc"] == "2.0"
+            assert line.endswith(b"\n")
+        return code
+
+    def _send(self, message: Mapping[str, Any]) -> None:
+        self.write(json.dumps(message).encode() + b"\n")
+
+    async def _read_stdout(self) -> None:
+        assert self._process.stdout is not None
+        async for line in self._process.stdout:
+            self.lines.append(line)
+            answer = json.loads(line)
+            waiting = self._answers.pop(answer.get("id"), None)
+            if waiting is not None and not waiting.done():
+                waiting.set_result(answer)
+
+    async def _read_stderr(self) -> None:
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            self.stderr += line.decode()
 
 
-@contextmanager
-def child(env: dict[str, str]) -> Iterator[Child]:
-    server = Child(env)
-    watchdog = threading.Timer(10 * BOUND_S, server.process.kill)  # so that no test waits for a line for ever
-    watchdog.start()
-    try:
-        yield server
-    finally:
-        watchdog.cancel()
-        server.process.kill()
-        server.process.communicate()
+@pytest.fixture(params=ERAS)
+def era(request: pytest.FixtureRequest) -> Era:
+    chosen: Era = request.param
+    return chosen
 
 
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + BOUND_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
+@asynccontextmanager
+async def client(environment: dict[str, str], era: Era) -> AsyncIterator[Any]:
+    """Start the server by the official client."""
+    parameters = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=environment)
+    async with assistant(parameters, era) as me:
+        yield me
 
 
 class TestStart:
-    def test_it_answers_at_once_without_a_broker(self) -> None:
-        with child(settings(1)) as server:
-            server.send(INITIALIZE, INITIALIZED, LIST_TOOLS)
+    @pytest.mark.parametrize("broker_is", ["there", "gone", "silent"])
+    async def test_tools_are_listed_whatever_the_broker_does(
+        self, mosquitto: Mosquitto, era: Era, broker_is: str
+    ) -> None:
+        async with Wire(mosquitto) as wire:
+            if broker_is == "gone":
+                wire.refuse()
+            if broker_is == "silent":
+                wire.swallow()
+            started = time.monotonic()
+            async with client(settings(wire, MQTT_CONNECT_TIMEOUT_S="60"), era) as me:
+                assert "mqtt_publish" in await me.tools()
+                assert time.monotonic() - started < START_TIMEOUT_S
 
-            assert server.receive(1)["result"]["serverInfo"]["name"] == "coreflux-mcp"
-            assert len(server.receive(2)["result"]["tools"]) == 9
-            server.send(call(3, "server_status"))
-            connection = server.receive(3)["result"]["structuredContent"]["connection"]
-            assert connection["connected"] is False
-            assert "nothing listens there" in connection["last_error"]
+                if broker_is == "there":
+                    assert (await me.call("mqtt_publish", topic="t", payload="x"))["acknowledged"]
+                else:
+                    assert (await me.call("server_status"))["connection"]["connected"] is False
 
-    def test_bad_settings_stop_the_start_and_are_all_named(self) -> None:
-        env = settings(1, MQTT_PORT="70000", ACCESS_MODE="root", MQTT_PASSWORD_FILE="/nowhere")
-        done = subprocess.run(COMMAND, env=env, capture_output=True, text=True, timeout=BOUND_S, check=False)
+    @pytest.mark.parametrize(("access", "tools"), [("read", 7), ("write", 9), ("admin", 10)])
+    async def test_the_access_mode_decides_what_is_there(self, access: str, tools: int) -> None:
+        async with Child(settings(ACCESS_MODE=access)) as child:
+            assert len((await child.ask("tools/list"))["tools"]) == tools
 
-        assert done.returncode == 2
-        assert done.stdout == ""
-        for name in ("MQTT_PORT", "ACCESS_MODE", "MQTT_PASSWORD_FILE"):
-            assert name in done.stderr
-        assert "Traceback" not in done.stderr
+    def test_a_client_of_2026_needs_no_handshake(self) -> None:
+        request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": MODERN}}
+        with subprocess.Popen(
+            COMMAND, env=settings(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+            answer = json.loads(process.stdout.readline())
+            process.stdin.close()
 
-    @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["client-config", "--help"], ["--version"]])
-    def test_every_command_has_help(self, arguments: list[str]) -> None:
-        done = subprocess.run([*COMMAND[:2], *arguments], capture_output=True, text=True, timeout=BOUND_S, check=False)
+        assert len(answer["result"]["tools"]) == 9
+        assert process.returncode == 0
 
-        assert done.returncode == 0
-        assert done.stdout
+    def test_every_bad_setting_is_named_and_stops_the_start(self) -> None:
+        environment = settings(MQTT_PORT="99999", MQTT_PROTOCOL="4", LOG_LEVEL="LOUD", MQTT_PASSWORD_FILE="/no/such")
+        ended = run(environment)
 
-    def test_an_unknown_command_is_refused(self) -> None:
-        done = subprocess.run([*COMMAND[:2], "dance"], capture_output=True, text=True, timeout=BOUND_S, check=False)
+        assert ended.returncode == 2
+        assert ended.stdout == b""
+        for name in ("MQTT_PORT='99999'", "MQTT_PROTOCOL='4'", "LOG_LEVEL='LOUD'", "MQTT_PASSWORD_FILE='/no/such'"):
+            assert name in ended.stderr.decode()
+        assert b"Traceback" not in ended.stderr
 
-        assert done.returncode == 2
-        assert "dance" in done.stderr
+    async def test_warnings_about_settings_are_told_and_do_not_stop_the_start(self) -> None:
+        async with Child(settings(MQTT_USERNAME="me", MQTT_TLS_INSECURE="true")) as child:
+            status = await child.call("server_status")
+
+            assert any("did you mean MQTT_USER?" in advice for advice in status["advice"])
+            assert "did you mean MQTT_USER?" in child.stderr
+
+
+class TestCommandLine:
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            (["--help"], b"usage: server.py"),
+            (["demo", "--help"], b"--broker HOST:PORT"),
+            (["client-config", "--help"], b"claude-desktop"),
+            (["--version"], b"coreflux-mcp 0."),
+        ],
+    )
+    def test_help_and_version_are_printed(self, arguments: list[str], says: bytes) -> None:
+        ended = run(settings(), arguments)
+
+        assert ended.returncode == 0
+        assert says in ended.stdout
+        assert ended.stderr == b""
+
+    @pytest.mark.parametrize("arguments", [["fly"], ["--fly"], ["client-config"], ["client-config", "notepad"]])
+    def test_what_is_not_known_is_an_error(self, arguments: list[str]) -> None:
+        ended = run(settings(), arguments)
+
+        assert ended.returncode == 2
+        assert ended.stdout == b""
+        assert b"usage: server.py" in ended.stderr
+
+
+class TestLog:
+    async def test_nothing_but_protocol_is_on_stdout_whatever_goes_wrong(
+        self, make_mosquitto: Made, tmp_path: Path
+    ) -> None:
+        """The child runs with Python's development mode, and the handler of one tool has a bug."""
+        broker = make_mosquitto()
+        script = tmp_path / "broken.py"
+        script.write_text(
+            "import sys, threading, warnings\n"
+            f"sys.path.insert(0, {str(ROOT)!r})\n"
+            "import mqtt_client, server\n"
+            "mqtt_client.MqttClient.probe = lambda self: print('print') or warnings.warn('warning') or 1 / 0\n"
+            f"sys.exit(server.main(['--env-file', {os.devnull!r}]))\n"
+        )
+        environment = settings(broker, LOG_LEVEL="DEBUG", PYTHONDEVMODE="1", PYTHONUNBUFFERED="1")
+        async with Child(environment, [sys.executable, str(script)]) as child:
+            await child.connected()
+            answer = (await child.start_call("server_status", check=True))["result"]
+            assert answer["isError"]
+            assert answer["content"][0]["text"] == "Error executing tool server_status"
+            for bad in (
+                {"topic": "a/#"},
+                {"retian": True},
+                {"qos": 7},
+                {"topic": "t", "payload": "{", "encoding": "json"},
+            ):
+                assert (await child.start_call("mqtt_publish", **bad))["result"]["isError"]
+            assert "no_such_tool" in json.dumps(await child.start_call("no_such_tool"))
+            child.write(b"no JSON\n\xff\xfe\n[]\n{}\n\n")
+            broker.kill()
+            await until(lambda: "was lost" in child.stderr)
+            assert (await child.start_call("mqtt_publish", topic="t", payload="x"))["result"]["isError"]
+            child.close_stdin()
+
+            assert await child.ended() == 0
+            assert "ZeroDivisionError" in child.stderr
+
+    async def test_no_secret_is_in_the_log(self, make_mosquitto: Made, tmp_path: Path) -> None:
+        broker = make_mosquitto(users={"operator": "right"})
+        log = tmp_path / "log"
+        secret = "Wrong-Secret-9/+ä"
+        for given in (
+            {"MQTT_USER": "operator", "MQTT_PASSWORD": secret},
+            {"MQTT_BROKER": f"mqtt://operator:Wrong-Secret-9%2F+%C3%A4@{broker.host}:{broker.port}"},
+        ):
+            environment = settings(broker, LOG_LEVEL="DEBUG", LOG_FILE=str(log), **given)
+            async with Child(environment) as child:
+                await until(lambda: "refused the connection" in child.stderr)
+                status = json.dumps(await child.call("server_status", check=True))
+                child.close_stdin()
+                assert await child.ended() == 0
+
+                for text in (status, child.stderr, log.read_text(), *map(bytes.decode, child.lines)):
+                    assert not re.search(r"Wrong-Secret|9/\+|9%2F", text)
+
+    async def test_the_log_goes_to_a_file_that_only_the_owner_reads(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        log.touch(mode=0o666)
+        async with Child(settings(LOG_FILE=str(log))) as child:
+            await until(lambda: "nothing listens there" in log.read_text())
+            child.close_stdin()
+
+            assert await child.ended() == 0
+            assert log.read_text() == child.stderr
+        assert log.stat().st_mode & 0o777 == 0o600
+
+    async def test_json_is_one_object_a_line(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        async with Child(settings(LOG_FORMAT="json", LOG_LEVEL="DEBUG", LOG_FILE=str(log))) as child:
+            await until(lambda: "nothing listens there" in child.stderr)
+            child.close_stdin()
+            assert await child.ended() == 0
+
+            entries = [json.loads(line) for line in child.stderr.splitlines()]
+        assert log.read_text() == child.stderr
+        assert {"time", "level", "logger", "message"} <= set(entries[0])
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", entry["time"]) for entry in entries)
+
+    async def test_none_is_silence(self, tmp_path: Path) -> None:
+        log = tmp_path / "log"
+        async with Child(settings(LOG_LEVEL="NONE", LOG_FILE=str(log))) as child:
+            assert (await child.start_call("mqtt_publish", topic="t", payload="x"))["result"]["isError"]
+            child.close_stdin()
+
+            assert await child.ended() == 0
+            assert child.stderr == ""
+        assert not log.exists()
+
+    async def test_a_log_file_that_cannot_be_written_is_told_at_the_start(self, tmp_path: Path) -> None:
+        ended = run(settings(LOG_FILE=str(tmp_path / "no" / "log")))
+
+        assert ended.returncode == 2
+        assert ended.stdout == b""
+        assert b"LOG_FILE: " in ended.stderr
+        assert b"Traceback" not in ended.stderr
 
 
 class TestEnd:
-    @pytest.mark.parametrize("ending", ["stdin", "SIGTERM", "SIGINT"])
-    @pytest.mark.parametrize("waiting", [False, True])
-    def test_it_ends_by_itself_and_says_goodbye_to_the_broker(
-        self, make_mosquitto: Callable[..., Mosquitto], ending: str, waiting: bool
+    @pytest.mark.parametrize("how", ["stdin", "SIGTERM", "SIGINT"])
+    @pytest.mark.parametrize("doing", ["nothing", "waiting"])
+    async def test_every_end_is_quick_and_says_goodbye(self, make_mosquitto: Made, how: str, doing: str) -> None:
+        broker = make_mosquitto()
+        async with Child(settings(broker, MQTT_CLIENT_ID="leaving")) as child:
+            await child.connected()
+            await child.call("mqtt_subscribe", topic_filter="#")
+            if doing == "waiting":
+                for number in range(5):
+                    child.start_call("mqtt_wait", topic_filter=f"never/{number}", timeout_s=300)
+                await until(lambda: broker.log.count("never/4") > 0)
+
+            self.end(child, how)
+
+            assert await child.ended() == 0
+            assert "Traceback" not in child.stderr
+        await until(lambda: "Received DISCONNECT from leaving" in broker.log)
+
+    @pytest.mark.parametrize("how", ["stdin", "SIGTERM", "SIGINT", "stdout"])
+    @pytest.mark.parametrize("broker_is", ["refusing", "silent", "frozen"])
+    async def test_a_broker_in_trouble_holds_up_no_end(self, make_mosquitto: Made, how: str, broker_is: str) -> None:
+        broker = make_mosquitto()
+        async with Wire(broker) as wire:
+            if broker_is == "refusing":
+                wire.refuse()
+            if broker_is == "silent":
+                wire.swallow()
+            async with Child(settings(wire)) as child:
+                if broker_is == "frozen":
+                    await child.connected()
+                    broker.freeze()
+                for number in range(3):
+                    child.start_call("mqtt_read", topic_filter=f"never/{number}", timeout_s=300)
+                await until(lambda: wire.connections or broker_is == "refusing")
+
+                self.end(child, how)
+
+                assert await child.ended() == 0
+
+    @pytest.mark.parametrize("traffic", [False, True])
+    async def test_a_client_that_does_not_read_any_more_ends_the_server(
+        self, make_mosquitto: Made, traffic: bool
     ) -> None:
         broker = make_mosquitto()
-        with child(settings(broker.port, MQTT_CLIENT_ID="leaver")) as server:
-            server.connect()
-            if waiting:
-                server.send(*(call(10 + number, "mqtt_wait", topic_filter=f"silent/{number}") for number in range(5)))
-                until(lambda: broker.log.count("SUBSCRIBE from leaver") >= 5)
-            if ending == "stdin":
-                assert server.process.stdin is not None
-                server.process.stdin.close()
-                server.process.stdin = None
-            else:
-                server.process.send_signal(getattr(signal, ending))
+        async with Child(settings(broker, MQTT_CLIENT_ID="orphan")) as child:
+            await child.connected()
 
-            assert server.process.wait(BOUND_S) == 0
-            until(lambda: "Received DISCONNECT from leaver" in broker.log)
+            child.close_stdout()
+            if traffic:
+                child.start_call("server_status")
 
-    def test_a_client_that_is_gone_ends_it(self, mosquitto: Mosquitto) -> None:
-        with child(settings(mosquitto.port)) as server:
-            server.connect()
-            assert server.process.stdout is not None
-            server.process.stdout.close()
-            server.process.stdout = None
+            assert await child.ended() == 0
+            assert "Traceback" not in child.stderr
+        await until(lambda: "Received DISCONNECT from orphan" in broker.log)
 
-            assert server.process.wait(BOUND_S) == 0
-            assert "Traceback" not in server.end()
+    async def test_the_log_gone_is_no_end(self, mosquitto: Mosquitto) -> None:
+        """A client may close what it does not want to read."""
+        async with Child(settings(mosquitto, LOG_LEVEL="DEBUG")) as child:
+            await child.connected()
+            child._process._transport.get_pipe_transport(2).close()  # type: ignore[attr-defined] # noqa: SLF001
 
+            for _ in range(3):
+                await child.call("mqtt_publish", topic="t", payload="x")
+            child.close_stdin()
+            assert await child.ended() == 0
 
-class TestStreams:
-    def test_stdout_carries_the_protocol_only_whatever_is_logged(self, mosquitto: Mosquitto) -> None:
-        with child(settings(mosquitto.port, LOG_LEVEL="DEBUG")) as server:
-            server.connect()
-            assert server.process.stdin is not None
-            server.process.stdin.write(b"this is not JSON\n\xff\xfe\n[]\n")
-            server.send(call(3, "no_such_tool"), call(4, "mqtt_publish", topic="+", payload=""), LIST_TOOLS | {"id": 5})
-
-            assert "no_such_tool" in json.dumps(server.receive(3))
-            assert server.receive(4)["result"]["isError"]
-            assert server.receive(5)["result"]["tools"]
-            assert "connected to" in server.end()
-
-    def test_no_secret_is_in_the_log_at_debug(self, make_mosquitto: Callable[..., Mosquitto]) -> None:
-        password = os.urandom(8).hex()
-        broker = make_mosquitto(users={"me": password})
-        env = settings(broker.port, LOG_LEVEL="DEBUG", MQTT_USER="me", MQTT_PASSWORD=password)
-        with child(env) as server:
-            server.connect()
-            server.send(call(3, "mqtt_publish", topic="t", payload=password, encoding=password))
-
-            assert password not in json.dumps(server.receive(3))
-            assert password not in server.end()
-
-    def test_a_log_file_is_private_and_json_is_one_object_a_line(self, mosquitto: Mosquitto, tmp_path: Path) -> None:
-        file = tmp_path / "server.log"
-        with child(settings(mosquitto.port, LOG_FILE=str(file), LOG_FORMAT="json")) as server:
-            server.connect()
-            stderr = server.end()
-
-        lines = file.read_text(encoding="utf-8").splitlines()
-        assert file.stat().st_mode & 0o777 == 0o600
-        assert lines == stderr.splitlines()
-        entries = [json.loads(line) for line in lines]
-        assert any(entry["message"].startswith("connected to") for entry in entries)
-        assert all(entry.keys() >= {"time", "level", "logger", "message"} for entry in entries)
-
-    def test_silence_is_silence(self) -> None:
-        with child(settings(1, LOG_LEVEL="NONE")) as server:
-            server.greet()
-            server.send(call(2, "server_status"))
-            assert server.receive(2)["result"]["structuredContent"]["connection"]["last_error"]
-
-            assert server.end() == ""
-
-    def test_a_log_file_that_cannot_be_written_is_told_at_the_start(self, tmp_path: Path) -> None:
-        env = settings(1, LOG_FILE=str(tmp_path / "no" / "such" / "directory.log"))
-        done = subprocess.run(COMMAND, env=env, capture_output=True, text=True, timeout=BOUND_S, check=False)
-
-        assert done.returncode == 2
-        assert "LOG_FILE" in done.stderr
+    @staticmethod
+    def end(child: Child, how: str) -> None:
+        if how == "stdin":
+            child.close_stdin()
+        elif how == "stdout":
+            child.close_stdout()
+        else:
+            child.signal(signal.Signals[how])
 
 
-@pytest.mark.anyio
-class TestBothEras:
-    @pytest.mark.parametrize("era", ERAS)
-    async def test_an_assistant_subscribes_publishes_and_reads(self, broker: Embedded | Mosquitto, era: Era) -> None:
-        parameters = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=settings(broker.port))
-        async with assistant(parameters, era) as me:
-            subscription = await me.call("mqtt_subscribe", topic_filter=f"stdio/{era}/#")
-            published = await me.call("mqtt_publish", topic=f"stdio/{era}/x", payload='{"n": 1}')
-            await me.call("mqtt_wait", topic_filter="silent", timeout_s=0.1)
-            messages = await me.call("mqtt_messages", subscription_id=subscription["subscription_id"])
-
-        assert published["acknowledged"] is True
-        assert [(m["topic"], m["payload"]) for m in messages["messages"]] == [(f"stdio/{era}/x", {"n": 1})]
-
-    @pytest.mark.parametrize("era", ERAS)
-    async def test_hostile_payloads_reach_the_assistant_safely_and_hearing_goes_on(
-        self, mosquitto: Mosquitto, era: Era
+class TestTraffic:
+    @pytest.mark.parametrize(
+        ("payload", "shown"),
+        [
+            (b"", ("text", "")),
+            (b"\0\xff\xfe", ("base64", "AP/+")),
+            (rb'{"a": "\ud800"}', ("json", {"a": "\\ud800"})),
+            (b"\xed\xa0\x80", ("base64", "7aCA")),
+            ("\u202egnp.exe\u200b".encode(), ("text", "\\u202egnp.exe\\u200b")),
+            (b"[" * 100_000, ("text", None)),
+            (b'{"a": 1e999, "b": NaN}', ("text", '{"a": 1e999, "b": NaN}')),
+            (b"x" * 5_000_000, ("text", None)),
+            (bytes(range(256)) * 20_000, ("base64", None)),
+        ],
+        ids=lambda value: repr(value)[:24],
+    )
+    async def test_hostile_payloads_are_shown_and_the_server_goes_on(
+        self, mosquitto: Mosquitto, era: Era, payload: bytes, shown: tuple[str, Any], request: pytest.FixtureRequest
     ) -> None:
-        parameters = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=settings(mosquitto.port))
-        topic = f"hostile/{era}"
-        async with assistant(parameters, era) as me:
-            await me.call("mqtt_subscribe", topic_filter=f"{topic}/#")
-            payloads = (b'"\\ud800"', b"\xff\x00", b"x" * 5_000_000, b"", b"[" * 100_000, "\u202e".encode())
-            for number, payload in enumerate(payloads):
-                await asyncio.to_thread(publish, mosquitto, f"{topic}/{number}", payload)
-            await asyncio.to_thread(publish, mosquitto, f"{topic}/end", b"still hearing")
-            await me.call(
-                "mqtt_wait", topic_filter=f"{topic}/late", condition={"op": "exists"}, timeout_s=0.1
-            )  # the burst is here now
-            answer = await me.call("mqtt_messages", topic_filter=f"{topic}/end")
-            everything = await me.call("mqtt_messages", topic_filter=f"{topic}/#", mode="stats")
+        topic = f"hostile/{abs(hash(request.node.name))}"
+        async with client(settings(mosquitto), era) as me:
+            subscribed = {"subscription_id": (await me.call("mqtt_subscribe", topic_filter=topic))["subscription_id"]}
+            publish(mosquitto, topic, payload)
+            publish(mosquitto, topic, b"after")
+            await me.call("mqtt_wait", topic_filter=f"{topic}/never", timeout_s=0.1)
+            first = await me.call("mqtt_messages", **subscribed, limit=1, max_bytes=8192)
+            last = await me.call("mqtt_messages", **subscribed, after=first["next_cursor"])
 
-        assert [m["payload"] for m in answer["messages"]] == ["still hearing"]
-        assert len(everything["stats"]) == len(payloads) + 1
+            (message,) = first["messages"]
+            assert (message["encoding"], message["bytes"]) == (shown[0], len(payload))
+            if shown[1] is None:
+                assert message["payload_truncated"]
+                assert 4000 < len(json.dumps(first)) < 10_000
+            else:
+                assert message["payload"] == shown[1]
+            assert [each["payload"] for each in last["messages"]] == ["after"]
+
+    async def test_a_payload_of_any_kind_goes_out_byte_for_byte(self, mosquitto: Mosquitto, era: Era) -> None:
+        binary = bytes(range(256)) * 2000
+        async with client(settings(mosquitto, RESULT_MAX_BYTES="1 MiB"), era) as me:
+            subscribed = await me.call("mqtt_subscribe", topic_filter="bytes/#")
+            for payload, encoding in (
+                (base64.b64encode(binary).decode(), "base64"),
+                (binary.hex(), "hex"),
+                ('{"a":  1.0}', "json"),
+                ("null", "text"),
+                ("", "text"),
+                ("☃" * 100_000, "text"),
+            ):
+                answer = await me.call("mqtt_publish", topic="bytes/x", payload=payload, encoding=encoding, qos=2)
+                assert answer["acknowledged"]
+
+            received = await messages(me, subscribed, max_bytes=1 << 20, limit=4)
+            assert [each["bytes"] for each in received] == [len(binary), len(binary), 11, 4]
+            assert base64.b64decode(received[0]["payload"]).startswith(binary[:1000])
 
     async def test_thirty_two_calls_at_once_do_not_wait_for_each_other(self, mosquitto: Mosquitto) -> None:
-        parameters = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=settings(mosquitto.port))
-        async with assistant(parameters) as me:
-            waiting = [
-                asyncio.create_task(me.call("mqtt_wait", topic_filter=f"go/{number}", timeout_s=30))
-                for number in range(16)
-            ]
-            async with asyncio.timeout(BOUND_S * 2):
-                published = await asyncio.gather(*(me.call("mqtt_publish", topic="x", payload="1") for _ in range(16)))
-                assert all(answer["acknowledged"] for answer in published)
-                assert not any(task.done() for task in waiting)
-                while not all(task.done() for task in waiting):
-                    for number in range(16):
-                        await me.call("mqtt_publish", topic=f"go/{number}", payload="1")
+        async with Child(settings(mosquitto)) as child:
+            await child.connected()
+            waits = [child.start_call("mqtt_wait", topic_filter=f"many/{n}", timeout_s=60) for n in range(16)]
+            others = [child.start_call("mqtt_publish", topic=f"other/{n}", payload="x") for n in range(16)]
 
-        assert all(task.result()["matched"] for task in waiting)
+            answers = await asyncio.gather(*others)
+            assert not any(wait.done() for wait in waits)
+            await until(lambda: mosquitto.log.count("\tmany/") >= 16)
+            for number in range(16):
+                await child.call("mqtt_publish", topic=f"many/{number}", payload="go")
+            async with asyncio.timeout(START_TIMEOUT_S):
+                results = [answer["result"]["structuredContent"] for answer in await asyncio.gather(*waits)]
 
-    async def test_a_cancelled_call_frees_its_subscription_at_the_broker(
-        self, make_mosquitto: Callable[..., Mosquitto]
-    ) -> None:
+            assert all(answer["result"]["structuredContent"]["acknowledged"] for answer in answers)
+            assert all(result["matched"] for result in results)
+
+    async def test_cancelling_a_call_frees_what_it_held(self, make_mosquitto: Made) -> None:
         broker = make_mosquitto()
-        env = settings(broker.port, MQTT_CLIENT_ID="canceller")
-        async with assistant(StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=env)) as me:
-            waiting = asyncio.create_task(me.call("mqtt_wait", topic_filter="never/mind"))
-            await asyncio.to_thread(until, lambda: "never/mind" in broker.log)
+        async with Child(settings(broker, MQTT_CLIENT_ID="patient")) as child:
+            await child.connected()
+            waiting = child.start_call("mqtt_wait", topic_filter="never", timeout_s=300)
+            await until(lambda: "patient 1 never" in broker.log)
 
-            waiting.cancel()
+            child.tell("notifications/cancelled", {"requestId": child._last_id, "reason": "enough"})  # noqa: SLF001
 
-            await asyncio.to_thread(until, lambda: "Received UNSUBSCRIBE from canceller" in broker.log)
+            await until(lambda: "patient never" in broker.log)
+            assert (await child.call("server_status"))["connection"]["connected"]
+            assert not waiting.done() or "error" in waiting.result()
+
+    async def test_an_outage_is_told_in_the_next_answers(self, make_mosquitto: Made, era: Era) -> None:
+        broker = make_mosquitto()
+        async with client(settings(broker), era) as me:
+            subscribed = await me.call("mqtt_subscribe", topic_filter="t/#", qos=2)
+            broker.stop()
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while (await me.call("server_status"))["connection"]["connected"]:
+                    pass
+            assert "Not connected to" in await me.fail("mqtt_publish", topic="t/x", payload="x")
+            broker.start()
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while not (status := await me.call("server_status"))["connection"]["connected"]:
+                    pass
+            await me.call("mqtt_publish", topic="t/x", payload="back", qos=2)
+            answer = await me.call("mqtt_messages", subscription_id=subscribed["subscription_id"])
+
+            assert status["subscriptions"][0]["granted_qos"] == 2
+            assert [message["payload"] for message in answer["messages"]] == ["back"]
+            assert answer["messages"][0]["qos"] == 2
+            assert len(answer["gaps"]) == 1
+            assert answer["connected_throughout"] is False
+
+
+async def messages(me: Any, subscribed: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+    answer = await me.call("mqtt_messages", subscription_id=subscribed["subscription_id"], **options)
+    received: list[dict[str, Any]] = answer["messages"]
+    return received
+
+
+def run(environment: dict[str, str], arguments: list[str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a command that is to end by itself."""
+    return subprocess.run(
+        [*COMMAND, *(arguments or [])],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=START_TIMEOUT_S,
+        check=False,
+    )
