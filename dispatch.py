@@ -61,8 +61,6 @@ class Feed:
     listeners: list[Listener] = field(default_factory=list)
     at_broker: bool = False
     """Whether the broker has it, as far as what it sent until now tells."""
-    restored: bool = False
-    """Whether the retained messages now coming are the answer to a reconnect, not to a new consumer."""
     subscribing: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a SUBSCRIBE for it is under way."""
     owed: dict[int, int] = field(default_factory=dict)

@@ -146,7 +146,6 @@ class Inbox:
         self.subscriptions: dict[str, Subscription] = {}
         self.gaps: list[Gap] = []
         self._messages: deque[Message] = deque()
-        self._newest: dict[str, Message] = {}
         self._evicted = 0
         self._evicted_of_topic: Counter[tuple[str, tuple[Subscription, ...]]] = Counter()
         self._evicted_elsewhere = 0
@@ -186,7 +185,7 @@ class Inbox:
         try:
             return self.subscriptions[subscription_id]
         except KeyError:
-            have = ", ".join(self.subscriptions) or "none"
+            have = ", ".join(islice(self.subscriptions, 20)) or "none"
             raise InputError(
                 f"There is no subscription {shown(subscription_id)}: the open ones are {have}. "
                 "A subscription ends with mqtt_unsubscribe or when the server restarts."
@@ -197,10 +196,6 @@ class Inbox:
         self.last_seq += 1
         return self.last_seq
 
-    def newest(self, topic: str) -> Message | None:
-        """Return the message stored last for `topic`, while it is held."""
-        return self._newest.get(topic)
-
     def store(self, message: Message) -> None:
         """Keep `message`, and let the oldest fall out where a bound asks for it."""
         size = message.size
@@ -210,7 +205,6 @@ class Inbox:
         for subscription in message.audience:
             subscription.received += 1
         self._messages.append(message)
-        self._newest[message.topic] = message
         self.bytes += size
         while self.bytes > self.max_bytes or len(self._messages) > self.max_messages:
             self._evict()
@@ -229,8 +223,6 @@ class Inbox:
             self._evicted_of_topic[kind] += 1
         else:
             self._evicted_elsewhere += 1
-        if self._newest[message.topic] is message:
-            del self._newest[message.topic]
 
     def begin_gap(self, cause: str, start: float | None = None, topic_filter: TopicFilter | None = None) -> Gap:
         """Note that from `start` (epoch seconds, now by default) messages may be missed, until `end_gap`."""
@@ -334,7 +326,7 @@ class Inbox:
                     selection.holds(m.topic, m.audience) for m in self._messages if m.seq <= start.seq
                 )
         messages, ordinals, passed = self._scan(selection, start.seq, passed, mode)
-        end = _Cursor(max(self.last_seq, start.seq), passed, self._evicted + len(self._messages), self.next_gap())
+        end = _Cursor(self.last_seq, passed, self._evicted + len(self._messages), self.next_gap())
         return Reading(messages, lost, self._gaps_of(selection, start.gap), ordinals, tag, start, end, self._evicted)
 
     def _gaps_of(self, selection: "_Selection", index: int) -> list[Gap]:

@@ -230,12 +230,11 @@ class MqttClient:
         try:
             await self._subscribe(link, feed, qos)
             yield watch
-        except BaseException:
+        finally:
             feed.listeners.remove(listener)
-            self._leave(feed)
-            raise
-        feed.listeners.remove(listener)
-        answered = await self._answered(self._leave(feed))
+            listener.hear = _nobody_listens  # it may be remembered for a while, and what it heard is not to be
+            answer = self._leave(feed)
+        answered = await self._answered(answer)
         watch.gaps = self.inbox.gaps_since(first_gap, topic_filter)
         watch.connected_throughout = answered and all(gap.lost is not None for gap in watch.gaps)
 
@@ -286,12 +285,12 @@ class MqttClient:
     async def _subscribe(self, link: Link, feed: Feed, qos: int) -> int:
         _check_filter_abilities(link.greeting, feed.topic_filter)
         async with feed.subscribing:
-            feed.restored = False
             wanted = max(feed.qos, qos)
             granted = await link.subscribe(
                 feed.topic_filter.text, wanted, feed.identifier, partial(self._dispatch.granted, feed)
             )
             feed.qos = wanted
+            self._note_refusal(feed, None)
             self._unwanted.discard(feed.topic_filter.text)
             self._note_refusal(feed, None)
             return granted
@@ -392,7 +391,8 @@ class MqttClient:
         state.connections += 1
         state.attempts, state.next_attempt_at, state.last_error = 0, None, None
         logger.info("connected to %s with MQTT %s as %s", state.broker, link.protocol, state.client_id)
-        restoring = asyncio.create_task(self._restore(link), name="mqtt.restore_subscriptions")
+        feeds = list(self._dispatch.feeds.values())  # now: those that are added from here on subscribe by themselves
+        restoring = asyncio.create_task(self._restore(link, feeds), name="mqtt.restore_subscriptions")
         try:
             await asyncio.wait([link.ended])  # awaiting it would cancel it with us, and a link that ended is not closed
         finally:
@@ -403,13 +403,13 @@ class MqttClient:
         if not any(gap.end is None and gap.topic_filter is None for gap in self.inbox.gaps):
             self.inbox.begin_gap(ending.cause, ending.deaf_since)
 
-    async def _restore(self, link: Link) -> None:
+    async def _restore(self, link: Link, feeds: list[Feed]) -> None:
         """Subscribe again to everything, and end the gaps where that worked."""
         for text in self._unwanted - self._dispatch.feeds.keys():
             with suppress(BrokerOfflineError):
                 link.unsubscribe_soon(text)
         self._unwanted.clear()
-        await asyncio.gather(*(self._restore_feed(link, feed) for feed in list(self._dispatch.feeds.values())))
+        await asyncio.gather(*(self._restore_feed(link, feed) for feed in feeds))
         if self._link is link and not link.ended.done():
             for gap in self.inbox.gaps:
                 if gap.end is None and gap.topic_filter is None:
@@ -418,7 +418,8 @@ class MqttClient:
     async def _restore_feed(self, link: Link, feed: Feed) -> None:
         refusal = None
         async with feed.subscribing:
-            feed.restored = True
+            if feed.unused:
+                return  # they left meanwhile, and there may be a new feed for the filter by now
             try:
                 await link.subscribe(
                     feed.topic_filter.text,
@@ -427,11 +428,11 @@ class MqttClient:
                     partial(self._dispatch.granted, feed),
                     known=link.greeting.session_present,
                 )
-            except BrokerRefusedError as exc:
+            except BrokerError as exc:
+                if link.ended.done():
+                    return
                 refusal = str(exc)
                 logger.warning("%s It brings nothing until the broker accepts it again.", exc)
-            except BrokerError:
-                return  # the connection is going down again
         self._note_refusal(feed, refusal)
 
     def _note_refusal(self, feed: Feed, refusal: str | None) -> None:
@@ -458,6 +459,10 @@ def _twin(client_id: str) -> str:
 
 _PACKET_OVERHEAD: Final = 16
 """Bytes of a PUBLISH besides topic, payload and properties, rounded up."""
+
+
+def _nobody_listens(_message: Message) -> None:
+    pass
 
 
 def _check_abilities(greeting: Greeting, size: int, qos: int, *, retain: bool) -> None:

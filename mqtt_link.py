@@ -53,6 +53,9 @@ _BURST_PAUSE_S: Final = 0.002
 _PING_DELAY_S: Final = 5.0
 """So much later than the keep-alive interval a ping may be sent and answered on a connection that is well."""
 
+_EMPTY_MESSAGE_BYTES: Final = 512
+"""Memory that a message without a payload takes while it waits, roughly."""
+
 _FAILURE: Final = 0x80
 """Reason codes from here on are failures (MQTT 5.0, 2.4)."""
 
@@ -222,7 +225,8 @@ class Link:
     @property
     def silent_s(self) -> float:
         """For how long nothing has come from the broker."""
-        return time.monotonic() - self._inbound.heard
+        inbound = self._inbound
+        return max(time.monotonic() - inbound.heard, time.time() - inbound.heard_at)  # a machine may have slept
 
     def tls_facts(self) -> dict[str, object]:
         """Say how the connection is encrypted."""
@@ -370,7 +374,7 @@ class Link:
             handled += 1
             try:
                 if isinstance(event, Received):
-                    inbound.bytes_out += len(event.payload)
+                    inbound.bytes_out += _weight(event)
                     self._deliver(event)
                 else:
                     event()
@@ -535,7 +539,7 @@ class _Inbound:
     def __init__(self, wake: Callable[[], None], max_waiting_bytes: int) -> None:
         self.events: deque[Received | Callable[[], None]] = deque()
         self.heard = time.monotonic()
-        """When the last packet came, and the same in epoch seconds: a machine may sleep in between."""
+        """When the last packet came, and the same in epoch seconds."""
         self.heard_at = time.time()
         self.bytes_out = 0
         self.lost = 0
@@ -553,9 +557,13 @@ class _Inbound:
         if self._bytes_in - self.bytes_out > self._max_waiting_bytes:
             self.lost += 1
         else:
-            self._bytes_in += len(message.payload)
+            self._bytes_in += _weight(message)
             self.events.append(message)
         self._wake()
+
+
+def _weight(message: Received) -> int:
+    return len(message.payload) + _EMPTY_MESSAGE_BYTES
 
 
 class _Paho(Client):

@@ -1,17 +1,18 @@
 """What must not leave this process, and how it is hidden.
 
-A text is read structure first: PEM blocks, passwords in URLs, keyed values (what is the key, what is its value, where
-does it end), places with a grammar of their own, credentials with a form of their own, paths of key material.
-Known values, those of the settings, go before all that, in whatever encoding they appear.
+A text is read structure first: PEM blocks, passwords in URLs, credentials and paths that are known by their form, keyed
+values (what is the key, what is its value, where does it end), and places with a grammar of their own. A JSON text is
+read value by value. Known values, those of the settings, go before all that, in whatever encoding they appear.
 
-Work grows linearly with the text: a repeat is possessive, bounded, or ends at a character it cannot contain; a value that
-was read and left is at most `_LONGEST_HARMLESS` characters long, and a longer one is hidden and not read again.
+Work grows linearly with the text: a repeat is possessive, bounded, or ends at a character it cannot contain; a value
+that was read and left is at most `_LONGEST_HARMLESS` characters long; a longer one is hidden and not read again.
 """
 
 import base64
 import contextlib
 import copy
 import functools
+import json
 import logging
 import re
 import sys
@@ -25,11 +26,12 @@ MARKER: Final = "[REDACTED]"
 CERTIFICATE_MARKER: Final = "[CERTIFICATE REDACTED]"
 PATH_MARKER: Final = "[FILE PATH REDACTED]"
 
-_LONGEST_HARMLESS: Final = 200
 _SHORTEST_KNOWN: Final = 4
-_SHORTEST_RANDOM: Final = 16
-_LOOK_BACK: Final = 64
-"""How much of the text before a key is asked what the key is."""
+_LONGEST_HARMLESS: Final = 200
+# How far in front of a key one looks for: an open quote or bracket, the rest of its word, its owner.
+_LINE, _NEAR, _OWNER = 512, 48, 16
+# A text is read again until nothing changes, so that a second call changes nothing; a longer one is read once, as text.
+_PASSES, _LONG_TEXT = 4, 262_144
 _DEEPEST_EXTRA: Final = 8
 
 
@@ -56,13 +58,13 @@ CREDENTIALS: Final = (
     Pattern("Slack", r"x(?:ox[a-z]|app)-[\w-]{16,}+", f"xoxb-{_A[:24]}", f"xoxb-{_A[:15]}"),
     Pattern("Google API key", r"AIza[\w-]{35}(?![\w-])", f"AIza{_A[:35]}", f"AIza{_A[:34]}"),
     Pattern("Google OAuth", r"(?:ya29\.|GOCSPX-)[\w-]{20,}+", f"ya29.{_A[:60]}", f"ya29.{_A[:19]}"),
-    Pattern("Azure client secret", r"[\w~.]{3}\dQ~[\w~.-]{31,34}", f"a7K8Q~{_A[:34]}", f"a7K8Q~{_A[:30]}"),
+    Pattern("Azure client secret", r"[\w~.]{3}\dQ~[\w~.-]{31,34}(?![\w~-])", f"a7K8Q~{_A[:34]}", f"a7K8Q~{_A[:30]}"),
     Pattern("DigitalOcean", r"do[opr]_v1_[A-Za-z0-9]{40,}+", f"dop_v1_{_H[:64]}", f"dop_v1_{_H[:39]}"),
     Pattern(
         "OpenAI, Anthropic", r"sk-(?=[A-Za-z_-]{0,99}\d)[\w-]{20,}+", f"sk-ant-{_A[:93]}", "sk-" + "by-example-" * 3
     ),
     Pattern("Stripe", r"[rs]k_(?:live|test)_\w{16,}+", f"sk_live_{_A[:24]}", f"sk_live_{_A[:15]}"),
-    Pattern("SendGrid", r"SG\.[\w-]{16,32}\.[\w-]{16,64}", f"SG.{_A[:22]}.{_A[:43]}", f"SG.{_A[:22]}"),
+    Pattern("SendGrid", r"SG\.[\w-]{16,32}\.[\w-]{16,}+", f"SG.{_A[:22]}.{_A[:43]}", f"SG.{_A[:22]}"),
     Pattern("Mailgun", r"key-[0-9a-f]{32}(?!\w)", f"key-{_H[:32]}", f"key-{_H[:31]}"),
     Pattern("Mailchimp", r"[0-9a-f]{32}-us\d{1,2}(?!\w)", f"{_H[:32]}-us12", f"{_H[:31]}-us12"),
     Pattern("Twilio", r"SK[0-9a-f]{32}(?!\w)", f"SK{_H[:32]}", f"SK{_H[:31]}"),
@@ -88,7 +90,7 @@ CREDENTIALS: Final = (
 )
 """Unmistakable wherever they stand: what their issuers gave a prefix and a length to be found by."""
 
-_SHELL_VALUE: Final = r"(?:\"([^\"\n]+)|'([^'\n]+)|([^\s\"'-][^\s\"']*+))"
+_WORD: Final = r"((?:[^\s\"'\\]|[\"'\\](?=\w))++)"
 PLACES: Final = (
     Pattern(
         "Bearer",
@@ -98,13 +100,14 @@ PLACES: Final = (
     ),
     Pattern(
         "curl -u",
-        r"curl\b(?:(?!curl)[^\n]){0,400}?\s(?:-[a-zA-Z]{0,4}u|--(?:proxy-)?user)[ =]{0,4}[\"']?[\w.@%+-]{1,99}:([^\s\"']++)",
+        r"curl\b(?:(?!curl)[^\n]){0,400}?\s(?:-[a-zA-Z]{0,4}u|--(?:proxy-)?user)[ =]{0,4}[\"']?"
+        rf"[\w.@%+-]{{1,99}}:[\"']?{_WORD}",
         "curl -su bob:x https://h",
         "curl -u bob https://h:8883",
     ),
     Pattern(
         "mosquitto_sub -P",
-        rf"mosquitto_\w(?:(?!mosquitto_)[^\n]){{0,400}}?\s--?P[ =]{{0,4}}{_SHELL_VALUE}",
+        rf"mosquitto_\w(?:(?!mosquitto_)[^\n]){{0,400}}?\s--?P[ =]{{0,4}}(?:\"([^\"\n]+)|'([^'\n]+)|{_WORD})",
         "mosquitto_sub -u bob -P x",
         "mosquitto_sub -p 1883",
     ),
@@ -116,13 +119,11 @@ PLACES: Final = (
     ),
     Pattern(
         "Coreflux user commands",
-        r"-(?i:addUser|changeUserPassword)\s{1,4}[^\s\"']{1,99}\s{1,4}([^\s\"'\\]++)",
+        rf"-(?i:addUser|changeUserPassword)\s{{1,4}}[^\s\"']{{1,99}}\s{{1,4}}{_WORD}",
         "-addUser bob x",
         "-addUserToGroup bob operators",
     ),
-    Pattern(
-        "Coreflux secrets", r"-(?i:setSecret)\s{1,4}\w{1,99}=([^\s\"'\\]++)", "-setSecret DB=x", "-removeSecret DB"
-    ),
+    Pattern("Coreflux secrets", rf"-(?i:setSecret)\s{{1,4}}\w{{1,99}}={_WORD}", "-setSecret DB=x", "-removeSecret DB"),
     Pattern(
         "LoT secrets",
         r"KEEP\s{1,4}SECRET\s{1,4}\\?[\"'][^\"'\n\\]{1,99}\\?[\"']\s{1,4}WITH\s{1,4}\\?[\"']([^\"'\n\\]+)",
@@ -154,7 +155,7 @@ _PLACE_HINT = re.compile(
 )
 _PLACES = tuple(re.compile(row.expression) for row in PLACES)
 
-# What can hold a credential, and where in it one starts: the `n` of an escaped newline and the digits of %20 are no word.
+# What can hold a credential, and where in it one starts: the n of an escaped newline and the digits of %20 are no word.
 _LONG_WORD = re.compile(r"[A-Za-z0-9_.~:%\\=-]{20,}+")
 _CREDENTIAL = re.compile(
     r"(?a:(?<![\w-])|(?<=\\[nrt])|(?<=%[0-9A-F][0-9A-F]))(?a:" + "|".join(row.expression for row in CREDENTIALS) + ")"
@@ -164,47 +165,54 @@ _PEM = re.compile(
     r"""(?x) -----BEGIN[ ] ([A-Z0-9 ]{1,40}+) -----
     (?: [^-]*+ (?: -(?!----(?:BEGIN|END)[ ]) [^-]*+ )*+ -----END[ ][A-Z0-9 ]{1,40}+-----    # whole
       | (?: (?: \\{1,16}+[nrt] | [\s|>\#] ){1,40}+                                          # cut off: the lines it has
-            (?: [A-Za-z0-9+/=]{20,}+ | [A-Za-z0-9+/]{1,64}+(?: =++ | (?= ["'.…] | \s*\Z ) ) | [PD][\w-]{7,9}:[^\\\n]{0,99}+ )
+            (?: [A-Za-z0-9+/=]{20,}+ | [A-Za-z0-9+/]{1,64}+ (?: =++ | (?= ["'.…] | \s*\Z ) )
+              | [PD][\w-]{7,9}:[^\\\n]{0,99}+ )
         )*+
     )"""
 )
 _URL = re.compile(
-    r"""(?x) (?<=[A-Za-z0-9]) :(?:\\{0,3}+/){2} [^\s:/?\#"'<>\\\[]{0,256}+ : (?! \d{1,5} (?: [/?\#,;:)\]}\\"'\s] | \Z ) )
-    (?P<authority> (?: (?!://) [^\s"'<>`\\/?\#] | \\(?!\\{0,16}+["'nrt]) )*+ )
-    (?P<more> (?: (?!://) [^\s"'<>`\\] | \\(?!\\{0,16}+["'nrt]) )*+ )"""
+    r"""(?x) (?<=[A-Za-z0-9]) :(?:\\{0,3}+/){2} [^\s:/?\#"'<>\\\[]{0,256}+ :
+    (?! \d{1,5} (?: [/?\#,;:)\]}\\"'\s] | \Z ) )                                                # a port
+    (?P<authority> (?: (?!://) [^\s"'\\/?\#] | \\(?!\\{0,16}+["'nrt]) )*+ )
+    (?P<more> (?: (?!://) [^\s"'\\] | \\(?!\\{0,16}+["'nrt]) )*+ )"""
 )
 
 # A key is judged by its last word, so after the word it is over. Words are looked for in the text in lower case.
 _KEY_WORD = re.compile(
-    r"(?:pass(?:word|wd|wort|phrase|code)?s?|pwd|pswd|pw|secrets?|token|credentials?|creds|authorization|auth|psk|keys?|otp|sid"
-    r"|session)\d{0,2}(?!\w|[-.]\w)"
+    r"(?:pass(?:word|wd|wort|phrase|code)?s?|pwd|pswd|pw|secrets?|token|credentials?|creds|authorization|auth|psk|keys?"
+    r"|otp|sid|session)\d{0,2}(?!\w|[-.]\w)"
 )
-# In front of the word: whose key or pass it is; a flag that is on or off, a parser's token, a command about a secret; a
-# command-line flag; LoT's WITH; the first word of a line of configuration; the start of a pair.
+# Before the word: whose key or pass it is, and what makes it a flag that is on or off, or a command about a secret.
 _KEY_OWNER = re.compile(
     r"(?:access|account|api|app|application|auth|client|deploy|encryption|integration|license|master|private|secret|service"
     r"|session|shared|sign|signing|ssh|storage|subscription|webhook|tls|ssl)[ _.-]?\Z"
 )
+_SHORT: Final = {"pass", "pw", "psk"}
+_WEAK: Final = {"auth", "key", "keys", "otp", "sid", "session"}
+_PLAIN_OWNER = re.compile(
+    r"(?:\A|[^a-z0-9_-]|public|primary|foreign|cache|routing|partition|sort|row|object|idempotency|hash|group|index|lookup"
+    r"|message)[ _.-]?\Z"
+)
 _PASS_OWNER = re.compile(r"(?:db|user|root|key|store|admin|mqtt|require)\Z")
 _NO_KEY = re.compile(
-    r"(?<![a-z])(?:(?:is|has|no|use|needs?|requires?|allow|show)[_-]?|(?:un|ill|in)[a-z]{4,9} )\Z|-(?:set|remove)\Z"
+    r"(?<![a-z])(?:(?:is|has|no|use|needs?|requires?|allow|show)[_-]?|(?:unexpected|illegal|expected) )\Z"
+    r"|-(?:set|remove)\Z"
 )
-_FLAG = re.compile(r"(?<![\w-])--?[\w.-]{0,40}\Z")
-_WITH = re.compile(r"\bwith[ \t]{1,4}\w{0,40}\Z")
-_DIRECTIVE = re.compile(r"(?:\A|\n)[ \t]{0,8}[a-z]{2,30}_\Z")
-_PAIR = re.compile(r"[(\[][ \t]?b?\\{0,15}[\"'][\w.-]{0,40}\Z")
+
+_PAIR = re.compile(r"[(\[]b?\\{0,15}[\"'][\w.-]{0,40}\Z")
 
 _QUOTE = r"\\{0,15}+[\"'`] | &(?:quot|\#0?3[49]|\#x2[27]); | %2[27]"
 _SEPARATOR = re.compile(
     rf"""(?xi)
     (?P<close> {_QUOTE} )?+
-    (?: [\])]{{0,2}}+ \*{{0,2}}+ [ \t]*+ (?: (?: :[ \t]*+ )?+ (?:str(?:ing)?|SecretStr)(?:[ ]?\|[ ]?None)?[ \t]*+(?==) )?+
-          (?P<assign> [:?+.|!]{{1,3}}+= | ={{1,3}}+>? | :{{1,2}}+ | -> | %3[ad] ) \*{{0,2}}+ [ \t]*+
+    (?: [\])]{{0,2}}+ \*{{0,2}}+ [ \t]*+ (?: (?::[ \t]*+)?+ (?:str(?:ing)?|SecretStr)(?:[ ]?\|[ ]?None)?[ \t]*+(?==) )?+
+          (?P<assign> [:?+.|!]{{1,3}}+= | =>?(?!=) | (?<=\s)={{2,3}}+ | ={{2,3}}+(?!\s) | :{{1,2}}+ | -> | %3[ad] )
+          \*{{0,2}}+ [ \t]*+
           (?: [|>][+-]?[ \t]*+\r?\n[ \t]++ )?+
       | (?P<element> > ) \s*+ (?= [^<>]{{1,4096}}+</ )
       | [ \t]++ (?: (?:for|of)[ \t]++ \S{{1,64}}+[ \t]++ (?: \S{{1,64}}+[ \t]++ )?? )?+
           (?P<prose> (?:is|was|equals|(?:set|changed)[ ]to)[ ]++ (?: (?:now|set[ ]to)[ ]++ )?+ )
-      | (?P<named> \s*+,\s*+ \\{{0,15}}+["']? value \\{{0,15}}+["']? \s*+ [:=] \s*+ )
+      | (?P<named> (?(close) \s*+,?\s*+ | \s*+,\s*+ ) \\{{0,15}}+["']? value \\{{0,15}}+["']? \s*+ [:=] \s*+ )
       | (?P<pair> \s*+,\s*+ ) (?= b?\\{{0,15}}+["'] )
       | (?P<call> \( ) (?= b?["'] )
       | (?P<dash> [ \t]++-[ \t]++ ) (?= ["'] )
@@ -218,68 +226,74 @@ _OPENING = re.compile(
 # A quote after a key that stands inside quotes itself closes them, when what follows it looks like the outside.
 _OUTSIDE = re.compile(r"[ \t]*+[,)\]}:+;%]")
 _SCHEME = re.compile(
-    r"(?i)(?:bearer|basic|token|apikey|digest|negotiate|ntlm|splunk|bot|jwt|oauth|key|sharedaccesssignature|aws4-hmac-sha256)"
+    r"(?i)(?:bearer|basic|token|apikey|digest|negotiate|ntlm|splunk|bot|jwt|oauth|key|sharedaccesssignature|aws4-[\w-]{11})"
     r"(?:[ \t]|%20|\+){1,4}+(?=[^\s\"'])"
 )
-# A bare value goes on over a delimiter when more of the same word follows, but not when the next key does.
-_BARE = re.compile(
-    r"""(?x) (?: <Buffer[ ][0-9a-f ]++ )?+
-    (?: [^\s,;&|"'`)\]}>\\<]
-      | [,;&|] (?! \s | \Z | ["'\])}\\] | (?:amp|quot|\#\d\d); | [\w.%-]{1,64}+[=:] )
-      | ["'`)\]}>] (?! \s | \Z | [,;:.&|<\\"'`)\]}>+%({\[] )
-      | < (?!/)
-      | \\ (?! \\{0,16}+["'`] | [nrt](?!\w) | [nrt][\w.-]{1,64}+[ ]?[=:] | \Z ) .
-    )++"""
+# What can end a bare value: a delimiter with no more of the same word behind it, or with the next key.
+_STOP = re.compile(
+    r"""(?x) (?P<escape> \\ (?! \\{0,16}+["'`] | [nrt](?!\w) | [nrt][\w.-]{1,64}+[ ]?[=:] | \Z ) .
+          | \[(?:FILE|CERT)[A-Z ]{5,9}REDACTED\] )
+      | [\s\\]
+      | , (?= \\{0,15}["'] )
+      | [,;&|] (?= \s | \Z | (?:amp|quot|\#\d\d); | [A-Za-z_][\w.%-]{2,64}+[=:] ) | & (?= [\w.%-]{1,64}+= )
+      | (?P<closer> ["'`)\]}>] ) (?= \s | \Z | [,;:.&|<\\"'`)\]}>+%({\[] )
+      | < (?=/)"""
 )
+_OPENER: Final = {")": "(", "]": "[", "}": "{", ">": "<"}
+_BUFFER = re.compile(r"<Buffer[0-9a-f ]++")
+_ELEMENT = re.compile(r"(?:[^<>\s]++|\s++(?!<))++")
 _NUMBER = re.compile(r"-?\d[\d.]*+(?:[eE][+-]?\d++)?+(?=\s*+(?:[,}\]]|\Z))")
 
-_END = r"(?= \Z | [\s,;:&|\"'`)\]}>\\<@/.?!] )"
+_END = r"(?= \Z | [\s,;:&|\"'`)\]}>\\<@/] | [.!?](?!\w) )"
 # Rule 7: what stands where a value would and is none.
 _NOTHING = re.compile(
     rf"""(?xi)(?: none | null | nil | undefined | n/a | true | false | yes | no | on | off | bearer | basic | \s+
       | [*•.]{{2,}}+ | x{{3,}}+ | \?
-      | \$\{{{{0,1}}[^}}\n]{{0,99}}\}}{{1,2}} | \$\([^)\n]{{0,99}}\) | \$(?-i:[A-Z_][A-Z0-9_]*+|\d) | %[A-Z_]++%
-      | \{{{{0,1}}[\w .:!\[\]"'-]{{0,99}}\}}{{1,2}} | %(?:\(\w{{1,64}}\))?[sdr] | <[a-z][a-z _-]{{0,60}}>
+      | \$\{{{{1,2}}[^}}\n]{{0,99}}\}}{{1,2}} | \$\([^)\n]{{0,99}}\) | \$(?-i:[A-Z_][A-Z0-9_]*+|\d) | %[A-Z_]++%
+      | \{{{{1,2}}[\w .:!\[\]"'-]{{0,99}}\}}{{1,2}} | %(?:\(\w{{1,64}}\))?[sdr] | <[a-z][a-z _-]{{0,60}}>
       | \[(?:certificate[ ]|file[ ]path[ ])?redacted\]
       | [\[(<*]{{1,3}}(?:hidden|masked|redacted|removed|filtered|omitted|not[ ]set|unset|empty|none|null)[\])>*]{{1,3}}
     ) {_END}"""
 )
-_CONTAINER = re.compile(r"[\[{(](?=\s|\\{0,15}+[\"'\]})\[{]|\Z)")
+_CONTAINER = re.compile(r"[\[{(](?=[\s\[\]{}()]|\Z|\\{0,15}+[\"'][^\"'\n]{0,64}[\"']\s{0,4}[:,\])}])")
 # What a bare value is when it is code or a remark: something looked up, called or named after a secret; a type; a word.
 _CODE = re.compile(
-    rf"""(?x)(?: (?:self|cls|this|os|sys|config|cfg|settings|options|opts|args|kwargs|env|environ|process|request|ctx|params)
+    rf"""(?x)(?: (?:self|cls|this|os|sys|config|cfg|settings|options|opts|args|kwargs|env|environ|process|request|ctx)
         (?: \??\.\w{{1,64}}+ ){{1,8}}+ (?: [(\[][^\n]{{0,99}} )?
-      | (?: \w{{1,64}}+[.] ){{0,6}}+ _{{0,2}}(?: [A-Za-z]{{1,32}}_ ){{1,4}}(?i:password|passwd|secret|token|key|credentials?)
-      | (?: \w{{1,64}}+[.] ){{1,6}}+ (?i:password|passwd|secret|token|key|credentials?)
+      | (?: (?: \w{{1,64}}+[.] ){{0,6}}+ _{{0,2}} (?:[A-Za-z]{{1,32}}_){{1,4}} | (?: \w{{1,64}}+[.] ){{1,6}}+ )
+        (?i:password|passwd|secret|token|key|credentials?)
       | (?: get|load|read|fetch|make|input|environ|await )\w{{0,64}}[(\[ ][^\n]{{0,99}}
     ) {_END}"""
 )
 _TYPE_OR_REMARK = re.compile(
-    r"""(?xi)(?: str | string | bytes | int | bool | text | any | SecretStr | Optional\[\w+\] | not? | never | too | the | an?
-      | in | on | at | for | from | to | with | by | be | been | also | only | still | must | should | may | can | cannot | will
-      | has | have | if | when | because | but | or | and | is | are | was | were | missing | invalid | incorrect | wrong
-      | empty | unset | valid | ok | optional | unknown | weak | strong | short | long | mandatory | different | same
-      | fine | safe | set | reset | sent | lost | kept | hidden | unchanged | please | [a-z]{2,16}(?:ed|ing|able|ible)
+    r"""(?xi)(?: str | string | bytes | int | bool | text | any | SecretStr | Optional\[\w+\]
+      | not? | never | too | the | an? | in | on | at | for | from | to | with | by | be | been | also | only | still
+      | must | should | may | can | cannot | will | has | have | if | when | because | but | or | and | is | are | was
+      | were | missing | invalid | incorrect | wrong | empty | unset | valid | ok | optional | unknown | weak | strong
+      | short | long | mandatory | different | same | fine | safe | set | reset | sent | lost | kept | hidden | please
+      | [a-z]{2,16}(?:ed|ing|able|ible)
     ) (?= \Z | [\s.,;:!?)|=] )"""
 )
-_COUNT_OR_URL = re.compile(r"\d{1,4}\Z|\w{2,16}://")
+_COUNT = re.compile(r"\d{1,4}")
+_REFERENCE = re.compile(r"\w{2,16}://")
 _DIRECTORY = re.compile(r"[/~\\]|[A-Za-z]:[\\/]")
 _LETTERS_AND_DIGITS = re.compile(r"(?=\D{0,99}\d)(?=[^A-Za-z]{0,99}[A-Za-z])(?!(?i:sha|md|v|utf|base)-?\d)[^=:]{6,}")
+_RANDOM = re.compile(r"(?P<digest>[0-9a-fA-F-]{16,}+(?![\w+/=~.]))|[A-Za-z0-9+/_~-]{16,}+={0,2}(?![\w.])")
 _KIND_OF_CHARACTER = re.compile(r"[a-z]+|[A-Z]+|\d+")
 
 _PATH_HINT = re.compile(
-    r"[./\\_](?:pem|key|crt|cer|der|p12|pfx|p8|jks|keystore|truststore|ppk|kdbx|gpg|netrc|pgpass|git-cred|dockercfg|docker|htpasswd"
-    r"|id_|ssh|aws|kube|gnupg|azure|gcloud|secrets|private|\w{0,16}passw|pw|cred|\w{0,16}_cred|service)"
+    r"[./\\_](?:pem|key|crt|cer|der|p12|pfx|jks|truststore|ppk|kdbx|gpg|netrc|pgpass|git-cred|docker|htpasswd|id_|ssh|aws"
+    r"|kube|gnupg|azure|gcloud|secrets|private|\w{0,16}passw|pw|\w{0,20}cred|service)"
 )
 _PATH = re.compile(
     r"""(?x)
-      (?<=["'`]) (?: [A-Za-z]:[\\/] | \\{2,8}(?=\w) | ~?/ )
-        [\w.@+~-]{1,99}+ (?: [\\/ ]{1,8}+ [\w.()@+~$-]{1,99}+ ){0,30}+ (?= \\{0,15}+["'`] )           # in quotes, with spaces
-    | (?: (?<![\w.~/\\-]) | (?<=\\[nrt]) ) (?! (?<=:)// ) (?: file:// )?+ (?: ~[\w-]{0,32}+ | \.{1,2} | \$\{?\w{1,64}+\}? )?+
-        (?: /{1,3}+ [^\s/\\"'`<>|,;:()\[\]{}=&*?]++ )++ /?                                              # POSIX
-    | (?: (?<![A-Za-z0-9]) [A-Za-z]: | (?<![\\\w]) \\{2,8}+ [\w.$-]++ )
-        (?: [\\/]{1,8}+ [\w.()~$@+-]++ (?: (?:[ ][\w.()~$@+-]++){0,3} (?=[\\/]) )?+ )++                # Windows, UNC
-    | (?: (?<![\w./\\:@~%-]) | (?<=\\[nrt]) ) [\w.@+-]++ (?: [\\/]{1,4}+ [\w.@+-]++ )*+                  # relative
+      (?: \A | (?<=["'`]) ) (?: [A-Za-z]:[\\/] | \\{2,8}(?=\w) | ~?/ ) [\w.@+~-]{1,99}+         # in quotes: with spaces
+        (?: [\\/ ]{1,8}+ [\w.()@+~$-]{1,99}+ ){0,30}+ (?= \Z | \\{0,15}+["'`] )
+    | (?: (?<![\w.~/\\-]) | (?<=\\[nrt]) ) (?! (?<=:)// ) (?: file:// )?+                            # POSIX
+        (?: ~[\w-]{0,32}+ | \.{1,2} | \$\{?\w{1,64}+\}? )?+ (?: /{1,3}+ [^\s/\\"'`<>|,;:()\[\]{}=&*?]++ )++ /?
+    | (?: (?<![A-Za-z0-9]) [A-Za-z]: | %\w{1,32}% | (?<![\\\w]) \\{2,8}+ [\w.$-]++ )                # Windows, UNC
+        (?: [\\/]{1,8}+ (?: [\w.()~$@+-]++ (?:[ ][\w.()~$@+-]++){0,3} (?=[\\/]) | [\w.~$@+-]++ ) )++
+    | (?: (?<![\w./\\:@~%-]) | (?<=\\[nrt]) ) [\w.@+-]++ (?: [\\/]{1,4}+ [\w.@+-]++ )*+               # relative
     """
 )
 # Asked of the path in lower case with plain slashes.
@@ -287,9 +301,10 @@ _KEY_MATERIAL = re.compile(
     r"""(?x)
       / .{0,256} \.(?:pem|key|crt|cer|der|p12|pfx|jks|keystore|truststore|ppk|kdbx|gpg)\Z
     | \A [\w.-]{0,64}\w (?: \.(?:pem|crt|p12|pfx|jks|ppk) | (?<=client|server|broker)\.key )\Z
-    | (?: \A | / ) (?: [._]netrc | \.pgpass | \.git-credentials | \.dockercfg | \.?htpasswd | id_(?:rsa|dsa|ecdsa|ed25519)(?:_\w+)? )\Z
+    | (?:\A|/) (?: [._]netrc | \.(?:pgpass|git-credentials|dockercfg) | \.?htpasswd | id_(?:[dr]sa|ecdsa|ed25519) )\Z
     | / \.(?:ssh|aws|kube|gnupg|azure) (?: / | \Z )
-    | / (?: run/secrets | secrets/. | (?:ssl|tls)/private | \.docker/config\.json | gcloud/ )
+    | \A (?:/|~|\.|\$|[a-z]:|file:) (?:.{0,256}/)?secrets/.
+    | / (?: run/secrets | (?:ssl|tls)/private | \.docker/config\.json | gcloud/ )
     | (?: passwd | pwfile | password_?file | /passwords?\.txt | mosquitto/passwords? )\Z
     | (?: credentials | service[-_]account[\w-]{0,64} )\.json\Z
     """
@@ -299,19 +314,39 @@ _SOURCE_FILE = re.compile(r"\.(?:py|pyi|js|ts|go|rs|java|c|h|cc|cpp|cs|rb|php|lo
 
 def sanitize(text: str) -> str:
     """Hide what looks like a secret. Idempotent, and never raises."""
+    return _redact(text, _sanitize_text)
+
+
+def _redact(text: str, redact_text: Callable[[str], str]) -> str:
+    """Redact a text until nothing changes any more, and a JSON text value by value, so that it stays one."""
+    for _ in range(_PASSES):
+        redacted = redact_text(text)
+        if len(text) > _LONG_TEXT or redacted == text:
+            return redacted
+        if text[:1] in {"{", "[", '"'}:
+            with contextlib.suppress(ValueError, RecursionError):
+                json.loads(text)
+                redacted = _redact_json(text, lambda value: _redact(value, redact_text))
+        if redacted == text:
+            break
+        text = redacted
+    return text
+
+
+def _sanitize_text(text: str) -> str:
     hints = _lower(text)
     if "-----begin " in hints:
         text = _PEM.sub(_pem_marker, text)
-    if "@" in hints and "//" in hints:
+    if "@" in hints and "/" in hints:
         text = _URL.sub(_without_password, text)
+    text = _LONG_WORD.sub(_without_credentials, text)
+    if _PATH_HINT.search(hints):
+        text = _PATH.sub(_path_marker, text)
     if _KEY_WORD.search(hints):
         text = _without_keyed_values(text)
     if _PLACE_HINT.search(hints):
         for place in _PLACES:
             text = place.sub(_marked, text)
-    text = _LONG_WORD.sub(_without_credentials, text)
-    if _PATH_HINT.search(hints):
-        text = _PATH.sub(_path_marker, text)
     return text
 
 
@@ -328,9 +363,9 @@ def make_sanitizer(known: Iterable[str] = ()) -> Callable[[str], str]:
     own = _KnownValues(known)
 
     def sanitize_known(text: str) -> str:
-        return sanitize(own.hide(_process.hide(text)))
+        return _sanitize_text(own.hide(_process.hide(text)))
 
-    return sanitize_known
+    return lambda text: _redact(text, sanitize_known)
 
 
 def add_known(value: str) -> None:
@@ -377,13 +412,8 @@ def _path_marker(found: re.Match[str]) -> str:
     return PATH_MARKER + found[0][len(path) :]
 
 
-def _is_sensitive_path(text: str) -> bool:
-    path = _PATH.fullmatch(text)
-    return path is not None and _path_marker(path) != text
-
-
 class _Key(NamedTuple):
-    """The word that makes a key the key of a secret."""
+    """The word that makes a name the name of a secret."""
 
     word: str
     start: int
@@ -397,96 +427,185 @@ class _Key(NamedTuple):
     def password(self) -> bool:
         return self.word.startswith("p") and self.word != "psk"
 
+    @property
+    def lead(self) -> str:
+        """What is in front of the word without a space between."""
+        near = self.before[-_NEAR:]
+        return near[max(near.rfind(" "), near.rfind("\t"), near.rfind("\n")) + 1 :]
+
+    @property
+    def flag(self) -> bool:
+        """Whether it is a flag on a command line, or in the list of its arguments."""
+        return self.lead.lstrip("[(,\"'\\").startswith("-")
+
 
 def _keys(text: str) -> Iterator[_Key]:
     """Find the words that end the name of a secret."""
     lower = _lower(text)
     for found in _KEY_WORD.finditer(lower):
         start, word = found.start(), found[0].rstrip("0123456789")
-        before = lower[max(0, start - _LOOK_BACK) : start]
-        apart = not before[-1:].isalpha() or (text[start].isupper() and text[start - 1].islower())
-        if _NO_KEY.search(before):
-            continue
-        weak = word in {"auth", "otp", "sid", "session"}
-        if word in {"key", "keys"}:
-            weak = not _KEY_OWNER.search(before)
-        elif word in {"pass", "pw", "psk"} and _PASS_OWNER.search(before):
+        before = lower[max(0, start - _LINE) : start]
+        nearest = before[-_OWNER:]
+        weak = word in _WEAK and not (word in {"key", "keys"} and _KEY_OWNER.search(nearest))
+        apart = not (before[-1:].isalnum() or before.endswith(("+", "/"))) or (
+            text[start].isupper() and text[start - 1].islower()
+        )
+        if word in _SHORT and not apart:
+            apart = _PASS_OWNER.search(nearest) is not None
+        elif not weak:
             apart = True
-        if apart or not (weak or word in {"pass", "pw", "psk"}):
+        if apart and not _NO_KEY.search(nearest):
             yield _Key(word, start, found.end(), weak, before)
 
 
-def _names_secret(name: str) -> bool:
-    return any(key.end == len(name) and not key.weak for key in _keys(name))
+def _key_of(name: str) -> _Key | None:
+    """Find the key at the end of a name: a name is judged by its last word."""
+    return next((key for key in _keys(name) if key.end == len(name)), None)
+
+
+def _is_named_secret(name: str, value: str) -> bool:
+    """Whether `value` is a secret because of the name it stands under."""
+    key = _key_of(name)
+    if key is None or not value or _NOTHING.fullmatch(value):
+        return False
+    if key.weak:
+        return _is_random(_RANDOM.fullmatch(value), key)
+    return key.password or not _COUNT.fullmatch(value)
+
+
+def _is_random(value: re.Match[str] | None, key: _Key) -> bool:
+    """Whether a machine made it: its characters change kind more often than in words. A digest needs an owner's key."""
+    if value is None or (value["digest"] is not None and _PLAIN_OWNER.search(key.before[-_OWNER:])):
+        return False
+    return len(_KIND_OF_CHARACTER.findall(value[0])) > len(value[0]) * 0.4
+
+
+def _redact_json(text: str, redact: Callable[[str], str]) -> str:
+    """Redact each string and number of a JSON text on its own, and leave the rest as it is."""
+    name = previous = ""
+    items = -1
+
+    def redact_token(token: re.Match[str]) -> str:
+        nonlocal name, previous, items
+        if token["bracket"]:
+            name, previous, items = (name, "", 0) if token[0] == "[" else ("", "", -1)
+            return token[0]
+        value = json.loads(token["string"] or f'"{token[0]}"')
+        # The value of {"name": "PASSWORD", "value": …}, ["--password", …] and ["Authorization", …].
+        last = token["last"] is not None
+        by_previous = name == "value" or (items > 0 and previous.startswith("-")) or (items == 1 and last)
+        names = (name, previous) if by_previous else (name,)
+        if token["colon"] is None and any(_is_named_secret(each, value) for each in names):
+            scheme = _SCHEME.match(value)
+            redacted = (scheme[0] if scheme else "") + MARKER
+        else:
+            redacted = redact(value)
+        if token["colon"]:
+            name = value
+        else:
+            previous, items = value, items + (items >= 0)
+        if redacted == value:
+            return token[0]
+        written = json.dumps(redacted, ensure_ascii=token[0].isascii()) + (token["colon"] or "")
+        return written.replace("/", r"\/") if r"\/" in token[0] else written
+
+    return _JSON_TOKEN.sub(redact_token, text)
 
 
 def _without_keyed_values(text: str) -> str:
     pieces: list[str] = []
     done = 0
     for key in _keys(text):
-        if key.start >= done and (value := _value_of(key, text)) is not None:
-            start, end, marker = value
-            pieces += (text[done:start], marker)
-            done = end
+        if key.start >= done and (separator := _SEPARATOR.match(text, key.end)):
+            start, end, marker = _random_value(key, separator, text) if key.weak else _value(key, separator, text)
+            if end > start:
+                pieces += (text[done:start], marker)
+                done = end
     return "".join([*pieces, text[done:]])
 
 
-def _value_of(key: _Key, text: str) -> tuple[int, int, str] | None:
-    """Find where the secret that `key` names starts and ends, and what to write in its place."""
-    separator = _SEPARATOR.match(text, key.end)
-    if separator is None:
-        return None
+def _random_value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, str]:
+    """Find what follows a weak key, if a machine made it."""
     opening = _OPENING.match(text, separator.end())
+    value = _RANDOM.match(text, opening.end() if opening else separator.end())
+    if value is None or separator["space"] or not _is_random(value, key):
+        return 0, 0, ""
+    return *value.span(), MARKER
+
+
+def _value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, str]:
+    """Find where the secret that `key` names starts and ends, and its marker; both are the same if it names none."""
+    opening = _OPENING.match(text, separator.end())
+    if opening and opening["quote"].startswith("%") and "%" not in separator[0]:
+        opening = None
+    start = opening.end() if opening else separator.end()
     sure, likely = _follows(key, separator, quoted=opening is not None)
     if not likely:
-        return None
-    start = opening.end() if opening else separator.end()
+        return start, start, ""
     if scheme := _SCHEME.match(text, start):
         start = scheme.end()
-    limit = len(text) if sure else min(len(text), start + _LONGEST_HARMLESS + 1)
-    marker = MARKER
-    close = separator["close"]
-    if opening:
-        if not close and key.before.count(opening["quote"]) % 2 and _OUTSIDE.match(text, start):
-            return None
-        end = _closing(text, start, limit, opening)
-    elif close and (number := _NUMBER.match(text, start, limit)):
-        end, marker = number.end(), close + MARKER + close
-    else:
-        bare = _BARE.match(text, start, limit)
-        end = bare.end() if bare else start
+    end, marker = _extent(key, separator, opening, text, start)
     value = text[start:end]
     if len(value) > _LONGEST_HARMLESS:
-        secret = sure
-    elif not value or _NOTHING.fullmatch(value) or _is_sensitive_path(value):
+        secret = True
+    elif not value or _NOTHING.fullmatch(value):
         secret = False
     elif not sure:
-        secret = _looks_random(value) if key.weak else _LETTERS_AND_DIGITS.fullmatch(value) is not None
-    elif separator["pair"]:
-        secret = bool(_FLAG.search(key.before)) or (text[end + 1 : end + 2] in {")", "]"} and not _names_secret(value))
+        secret = _LETTERS_AND_DIGITS.fullmatch(value) is not None
+    elif separator["pair"] and not key.flag:
+        secret = text[end + 1 : end + 2] in {")", "]"} and not _key_of(value)
     else:
         secret = opening is not None or not _is_code_or_remark(key, separator, text, start, end)
-    return (start, end, marker) if secret else None
+    return start, end if secret else start, marker
 
 
 def _follows(key: _Key, separator: re.Match[str], *, quoted: bool) -> tuple[bool, bool]:
-    """Say whether a value of this key follows for sure, and whether one is likely to."""
-    sure = likely = True
+    """Say whether a value of the key follows for sure, and whether one is likely to."""
     match separator.lastgroup:
         case "pair":
-            sure = likely = bool(_PAIR.search(key.before) or _FLAG.search(key.before))
+            sure = key.flag or _PAIR.search(key.lead) is not None
+            return sure, sure
         case "call":
-            sure = likely = key.password
+            return key.password, key.password
         case "prose":
-            sure = key.password
+            return key.password, True
         case "space":
-            command = _FLAG.search(key.before) or _DIRECTIVE.search(key.before)
-            sure = bool(command or (quoted and (key.password or _WITH.search(key.before))))
-            likely = sure or key.password
-    return sure and not key.weak, likely
+            lead = key.lead
+            sure = key.flag or (quoted and (key.password or key.before[: -len(lead) or None].endswith("with ")))
+            if not sure and lead.endswith("_"):
+                sure = key.before.rpartition("\n")[2].lstrip() == lead
+            return sure, sure or key.password
+        case _:
+            return True, True
 
 
-def _closing(text: str, start: int, limit: int, opening: re.Match[str]) -> int:
+def _extent(
+    key: _Key, separator: re.Match[str], opening: re.Match[str] | None, text: str, start: int
+) -> tuple[int, str]:
+    """Find where the value ends that starts at `start`, and what to write in its place."""
+    close = separator["close"] or ""
+    if opening is None:
+        if close and (number := _NUMBER.match(text, start)):
+            return number.end(), close + MARKER + close
+        spaced = (_ELEMENT if separator["element"] else _BUFFER).match(text, start)
+        return spaced.end() if spaced else _bare_end(key, text, start), MARKER
+    if not close and key.before.count(opening["quote"]) % 2 and _OUTSIDE.match(text, start):
+        return start, ""
+    return _closing(text, start, opening), MARKER
+
+
+def _bare_end(key: _Key, text: str, start: int) -> int:
+    """Find where a bare value ends; a quote or bracket ends it if one was opened before the key."""
+    for stop in _STOP.finditer(text, start):
+        closer = stop["closer"]
+        opened = key.before.count(_OPENER.get(closer, closer)) if closer else 1
+        ended = opened > key.before.count(closer) if closer in _OPENER else opened % 2
+        if ended and not stop["escape"]:
+            return stop.start()
+    return len(text)
+
+
+def _closing(text: str, start: int, opening: re.Match[str]) -> int:
     """Find where a quoted value ends, or a list of them; one that is never closed ends with its line.
 
     A quote opened behind n backslashes (JSON inside a JSON string) is closed by one behind as many; one behind 2n+1
@@ -494,14 +613,14 @@ def _closing(text: str, start: int, limit: int, opening: re.Match[str]) -> int:
     """
     mark = opening["quote"].lstrip("\\")
     slashes = len(opening["quote"]) - len(mark)
-    for found in re.compile(rf"(\\*+){mark}|\\++|\n").finditer(text, start, limit):
+    for found in re.compile(rf"(\\*+){mark}|\\++|\n").finditer(text, start):
         if found[0] == "\n":
             return found.start()
         if found[1] is not None and (len(found[1]) < slashes or (len(found[1]) - slashes) % (2 * slashes + 2) == 0):
             end = found.end() - len(mark) - min(slashes, len(found[1]))
             bracket = text.find("]", end, end + _LONGEST_HARMLESS) if "[" in opening[0] else -1
             return end if bracket < 0 else text.rfind(opening["quote"], end, bracket)
-    return limit
+    return len(text)
 
 
 def _is_code_or_remark(key: _Key, separator: re.Match[str], text: str, start: int, end: int) -> bool:
@@ -512,20 +631,12 @@ def _is_code_or_remark(key: _Key, separator: re.Match[str], text: str, start: in
         (nothing is not None and (not nothing[0][0].isalnum() or not text[nothing.end() : end].strip(".!?")))
         or _CONTAINER.match(text, start) is not None
         or (separator["space"] is not None and value.startswith("-"))
-        or ((not key.password or key.word in {"pass", "pw"}) and _COUNT_OR_URL.match(value) is not None)
+        or ((not key.password or key.word in _SHORT) and _COUNT.fullmatch(value) is not None)
+        or (not key.password and _REFERENCE.match(value) is not None)
         or (key.word == "pwd" and _DIRECTORY.match(value) is not None)
         or ((separator["prose"] is not None or ":" in separator[0]) and _TYPE_OR_REMARK.match(text, start) is not None)
         or value.strip("_").lower() == key.word
         or _CODE.match(text, start) is not None
-    )
-
-
-def _looks_random(value: str) -> bool:
-    """Whether a machine made it: its characters change kind more often than those of words do, and it is no digest."""
-    return (
-        len(value) >= _SHORTEST_RANDOM
-        and re.fullmatch(r"[\w+/=~-]*[G-Zg-z][\w+/=~-]*", value) is not None
-        and len(_KIND_OF_CHARACTER.findall(value)) > len(value) * 0.4
     )
 
 
@@ -551,10 +662,15 @@ _process = _KnownValues()
 """What `install` and `add_known` were given; nothing until then."""
 
 _ANY_MARKER = r"\[(?:CERTIFICATE |FILE PATH )?REDACTED\]"
-_JSON_ATOM = re.compile(r'(?s)"(?:[^"\\]|\\.)*+"?|-?\d[\d.eE+-]*+')
+_JSON_TOKEN = re.compile(
+    r"""(?xs) (?P<string> "(?:[^"\\]|\\.)*+" ) (?: (?P<colon> \s*+: ) | (?P<last> (?= \s*+\] ) ) )?+ | -?\d[\d.eE+-]*+
+    | (?P<bracket> [\[\]{}] )"""
+)
 _HEX_LEAD = r"(?:%|\\{1,16}+(?:x|u00)|&\#x)"
-_HEX_RUN = rf"[0-9A-Fa-f]{{2}}(?:[ :-]|;?{_HEX_LEAD}|,[ ]0x)?+(?:[0-9A-Fa-f]{{2}}(?:[ :-]|;?{_HEX_LEAD}|,[ ]0x)?+){{3,}}+[0-9A-Fa-f]?+"
+_HEX_PAIR = rf"[0-9A-Fa-f]{{2}}(?:[ :-]|;?{_HEX_LEAD}|,[ ]0x)?+"
+_HEX_RUN = rf"{_HEX_PAIR}(?:{_HEX_PAIR}){{3,}}+[0-9A-Fa-f]?+"
 _NO_HEX_DIGIT = re.compile(r"\\++(?:x|u00)|&#x|0x|[^0-9a-f]")
+_BACKSLASH: Final = r"(?:\\|%(?:25){0,3}5[Cc])"
 _HTML_NAMES: Final = {'"': "quot", "&": "amp", "'": "apos", "<": "lt", ">": "gt"}
 
 
@@ -565,15 +681,13 @@ def _hunt(values: frozenset[str]) -> Callable[[str], str]:
     anchors = {max(re.findall("[A-Za-z0-9]+", plain) or [""], key=len) for form in forms for _, plain in form}
     hint = re.compile("|".join(sorted(anchors)))
     expressions = [
-        re.compile(rf"(?P<marker>{_ANY_MARKER})|\\{{0,16}}+(?:{'|'.join(expression for expression, _ in form)})")
+        re.compile(
+            rf"(?P<marker>{_ANY_MARKER})|{_BACKSLASH}{{0,16}}+(?:{'|'.join(expression for expression, _ in form)})"
+        )
         for form in forms
     ]
     hex_run, hex_value = re.compile(_HEX_RUN), re.compile(rf"{_HEX_LEAD}?+{_HEX_RUN}")
     digits = [value.encode("utf-8", "surrogatepass").hex() for value in values]
-    numbers = [value for value in values if re.fullmatch(r"[\d.]+", value)]
-
-    def without_number(atom: re.Match[str]) -> str:
-        return f'"{MARKER}"' if atom[0][0] != '"' and any(number in atom[0] for number in numbers) else atom[0]
 
     def without_hex(run: re.Match[str]) -> str:
         plain = _NO_HEX_DIGIT.sub("", run[0].lower())
@@ -581,8 +695,6 @@ def _hunt(values: frozenset[str]) -> Callable[[str], str]:
 
     def hide(text: str) -> str:
         if hint.search(text):
-            if numbers and text[:1] in {"{", "["}:
-                text = _JSON_ATOM.sub(without_number, text)
             for expression in expressions:
                 text = expression.sub(lambda found: found["marker"] or MARKER, text)
         if hex_run.search(text):
@@ -600,19 +712,21 @@ def _spelled(value: str) -> str:
 def _spelled_piece(piece: str) -> str:
     if re.fullmatch("[A-Za-z0-9]+", piece):
         return piece
-    utf8 = piece.encode("utf-8", "surrogatepass")
-    percent = "".join(rf"%(?:25){{0,3}}+{byte:02x}" for byte in utf8)
     if piece[0] == "\\":
-        # However many an escape made of them, the last one stands in front of what follows.
-        return rf"(?:\\{{0,{16 * len(piece)}}}+(?<=\\)|(?i:{percent}))"
+        # However many backslashes escapes made of them, there is one in front of what follows.
+        return (
+            rf"(?:{_BACKSLASH}{{0,{16 * len(piece)}}}+(?:(?<=\\)|(?<=5[Cc]))|(?:&(?:amp;){{0,3}}\#92;){{{len(piece)}}})"
+        )
+    utf8 = piece.encode("utf-8", "surrogatepass")
     utf16 = piece.encode("utf-16-be", "surrogatepass").hex()
-    units = r"\\{1,16}+".join("u" + utf16[at : at + 4] for at in range(0, len(utf16), 4))
-    octets = r"\\{1,16}+".join(f"x{byte:02x}" for byte in utf8)
-    escapes = f"{units}|{octets}|x{ord(piece):02x}|U{ord(piece):08x}"
-    letter = {"\n": "n|", "\r": "r|", "\t": "t|"}.get(piece, "")
     own = {" ": "[ +]", "&": "&(?:amp;){0,3}"}.get(piece, re.escape(piece))
+    letter = json.dumps(piece)[2:-1] or own
+    units = rf"{_BACKSLASH}{{1,16}}+".join("u" + utf16[at : at + 4] for at in range(0, len(utf16), 4))
+    octets = rf"{_BACKSLASH}{{1,16}}+".join(f"x{byte:02x}" for byte in utf8)
+    percent = "".join(rf"%(?:25){{0,3}}{byte:02x}" for byte in utf8)
     entity = f"&(?:amp;){{0,3}}(?:#0*{ord(piece)}|#x0*{ord(piece):x}|{_HTML_NAMES.get(piece, 'amp')});"
-    return rf"(?:\\{{0,16}}+(?:{own}|{letter}(?i:{escapes}))|(?i:{percent}|{entity}))"
+    escapes = f"{letter}|{units}|{octets}|x{ord(piece):02x}|U{ord(piece):08x}"
+    return rf"(?:{_BACKSLASH}{{0,16}}+(?:{own}|(?i:{escapes}|{percent}))|(?i:{entity}))"
 
 
 def _base64(value: str) -> list[tuple[str, str]]:
@@ -630,7 +744,7 @@ def _base64(value: str) -> list[tuple[str, str]]:
 
 
 def install(known: Iterable[str] = ()) -> None:
-    """Protect every handler of every logger, now and later added, and the texts of `warnings`; hide `known` everywhere.
+    """Protect every handler of every logger, now and later added, and the texts of `warnings`; hide `known` in all.
 
     Every record reaches a handler through `logging.Handler.handle`, the handler of last resort included; the first one
     that does gets the handler protected. To undo it, give `logging.Handler.handle` and `warnings.formatwarning` their
@@ -658,7 +772,7 @@ def install(known: Iterable[str] = ()) -> None:
 
 
 def protect_handler(handler: logging.Handler, known: Iterable[str] = ()) -> None:
-    """Redact everything `handler` writes, whatever a record holds; the record itself and other handlers see no change."""
+    """Redact everything `handler` writes, whatever a record holds; the record and other handlers see no change."""
     guard = _Guard(handler, make_sanitizer(known))
     vars(handler).update(emit=guard.emit, format=guard.format, handleError=guard.report)
 
@@ -686,7 +800,7 @@ class _Guard:
         return self._redact(self._format(record))
 
     def report(self, record: logging.LogRecord) -> None:
-        """Tell stderr that logging failed; the stock report shows the record, and the exceptions around it, as they are."""
+        """Tell stderr that logging failed; the stock report shows the record and exceptions around it as they are."""
         if logging.raiseExceptions:
             with contextlib.suppress(Exception):
                 failure = self._redact(traceback.format_exc())
@@ -719,19 +833,18 @@ class _Guard:
         record.msg, record.args = message, ()
 
     def _walk(self, value: Any, name: str = "", depth: int = 0) -> Any:
-        """Redact a value and what it holds; an object that cannot be looked into stays if what it shows of itself may."""
-        if (
-            name
-            and isinstance(value, str | bytes | int | float)
-            and _names_secret(name)
-            and not _NOTHING.fullmatch(str(value))
-        ):
+        """Redact a value and what it holds; an object that cannot be looked into stays if what it shows may be seen."""
+        if name and isinstance(value, str | bytes | int | float) and _is_named_secret(name, str(value)):
             return MARKER
         if value is None or isinstance(value, str):
             return value and self._redact(value)
         if depth < _DEEPEST_EXTRA and isinstance(value, dict):
             return {key: self._walk(inner, str(key), depth + 1) for key, inner in value.items()}
         if depth < _DEEPEST_EXTRA and isinstance(value, list | tuple):
-            return type(value)([self._walk(inner, name, depth + 1) for inner in value])
-        shown = str(value), repr(value)
+            items = [self._walk(inner, name, depth + 1) for inner in value]
+            return tuple(items) if isinstance(value, tuple) else items
+        try:
+            shown = str(value), repr(value)
+        except Exception:  # noqa: BLE001  # what cannot be shown cannot be judged
+            return MARKER
         return value if all(self._redact(text) == text for text in shown) else self._redact(shown[0])

@@ -444,9 +444,7 @@ def _without_delay(_client: Client, _userdata: object, connection: object) -> No
 def _killed_with_us(pid: int) -> Iterator[None]:
     """Kill a process when this one is gone, however it went: the pipe to the watchdog breaks."""
     command = ["sh", "-c", f"read _; kill -9 {pid}"]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, start_new_session=True
-    ) as watchdog:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watchdog:
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from typing import Protocol
 import pytest
 from pydantic import SecretStr
 
+import mqtt_client
 from config import BrokerConfig
 from errors import BrokerOfflineError, BrokerRefusedError, InputError
 from inbox import Inbox, Message, Subscription
@@ -106,8 +107,9 @@ class RealStage:
 
 
 @pytest.fixture(params=EVERY_STAGE)
-async def stage(request: pytest.FixtureRequest) -> AsyncIterator[Stage]:
-    """Each broker in turn, connected."""
+async def stage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stage]:
+    """Each broker in turn, connected; what is lost is tried again at once."""
+    monkeypatch.setattr(mqtt_client, "_BACK_OFF_S", (0.01, 0.02))
     if request.param == "fake":
         yield FakeStage()
         return

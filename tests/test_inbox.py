@@ -138,12 +138,12 @@ def test_a_cursor_of_another_selection_never_hides_a_drop() -> None:
     for topic in "abc":
         put(inbox, topic)
     after_one = inbox.read().cursor(1)
-    for topic in "abab":
+    for topic in "aba":
         put(inbox, topic)
     at_the_end = inbox.read().cursor(3)
 
-    assert inbox.read(topic_filter=TopicFilter("b"), after=before_all).dropped >= 2
-    assert inbox.read(topic_filter=TopicFilter("b"), after=after_one).dropped >= 2
+    assert inbox.read(topic_filter=TopicFilter("b"), after=before_all).dropped == 1
+    assert inbox.read(topic_filter=TopicFilter("b"), after=after_one).dropped == 1
     assert inbox.read(topic_filter=TopicFilter("b"), after=at_the_end).dropped == 0
     assert inbox.read(topic_filter=TopicFilter("d"), after=before_all).dropped == 0
 
@@ -334,20 +334,6 @@ def test_a_message_larger_than_the_whole_inbox_is_a_loss_and_pushes_nothing_out(
     ]
     assert reading.connected_throughout
     assert subscription.received == 1
-    assert inbox.newest("t") is small
-
-
-def test_the_newest_message_of_a_topic_is_known_while_it_is_held() -> None:
-    inbox = Inbox(2, 1000)
-    put(inbox, "a", b"1")
-    newest = put(inbox, "a", b"2")
-    assert inbox.newest("a") is newest
-
-    put(inbox, "b")
-    assert inbox.newest("a") is newest
-    put(inbox, "b")
-    assert inbox.newest("a") is None
-    assert inbox.newest("never seen") is None
 
 
 # Drops

@@ -242,6 +242,18 @@ class TestSubscribe:
     async def test_reading_without_any_subscription_says_what_to_do(self, me: Assistant) -> None:
         assert "mqtt_subscribe first" in await me.fail("mqtt_messages")
 
+    async def test_a_filter_that_nobody_listens_to_is_not_called_silent(self, me: Assistant, fake: FakeBroker) -> None:
+        await me.call("mqtt_subscribe", topic_filter="a/#")
+
+        covered = await me.call("mqtt_messages", topic_filter="a/+")
+        elsewhere = await me.call("mqtt_messages", topic_filter="b")
+        wider = await me.call("mqtt_messages", topic_filter="#")
+
+        assert (covered["connected_throughout"], covered["gaps"]) == (True, [])
+        for reading in (elsewhere, wider):
+            assert reading["connected_throughout"] is False
+            assert "no open subscription covers" in reading["gaps"][0]["cause"]
+
     async def test_an_outage_is_told_and_silence_is_told_apart(self, me: Assistant, fake: FakeBroker) -> None:
         subscription = await me.call("mqtt_subscribe", topic_filter="s")
         silence = await me.call("mqtt_messages", after=subscription["cursor"])
@@ -477,6 +489,7 @@ class TestWait:
     async def test_a_malformed_path_or_operator_is_refused(self, me: Assistant) -> None:
         assert "path" in await me.fail("mqtt_wait", topic_filter="x", condition={"path": "a..b", "op": "exists"})
         assert "condition.op" in await me.fail("mqtt_wait", topic_filter="x", condition={"op": "~"})
+        assert "give the value" in await me.fail("mqtt_wait", topic_filter="x", condition={"op": "=="})
         assert "number" in await me.fail("mqtt_wait", topic_filter="x", condition={"op": "<", "value": "a"})
         assert "timeout_s" in await me.fail("mqtt_wait", topic_filter="x", timeout_s=-1)
 

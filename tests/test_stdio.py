@@ -18,7 +18,7 @@ import pytest
 from mcp.client.stdio import StdioServerParameters
 
 from tests.assistant import ERAS, Era, assistant
-from tests.brokers import Mosquitto, publish
+from tests.brokers import Mosquitto, Watcher, publish
 from tests.documentation import ROOT
 from tests.wire import Wire, until
 
@@ -182,29 +182,20 @@ async def client(environment: dict[str, str], era: Era) -> AsyncIterator[Any]:
 
 
 class TestStart:
-    @pytest.mark.parametrize("broker_is", ["there", "gone", "silent"])
-    async def test_tools_are_listed_whatever_the_broker_does(
+    @pytest.mark.parametrize("broker_is", ["gone", "silent"])
+    async def test_tools_are_listed_at_once_whatever_the_broker_does(
         self, mosquitto: Mosquitto, era: Era, broker_is: str
     ) -> None:
         async with Wire(mosquitto) as wire:
             if broker_is == "gone":
                 wire.refuse()
-            if broker_is == "silent":
+            else:
                 wire.swallow()
             started = time.monotonic()
             async with client(settings(wire, MQTT_CONNECT_TIMEOUT_S="60"), era) as me:
                 assert "mqtt_publish" in await me.tools()
                 assert time.monotonic() - started < START_TIMEOUT_S
-
-                if broker_is == "there":
-                    assert (await me.call("mqtt_publish", topic="t", payload="x"))["acknowledged"]
-                else:
-                    assert (await me.call("server_status"))["connection"]["connected"] is False
-
-    @pytest.mark.parametrize(("access", "tools"), [("read", 7), ("write", 9), ("admin", 10)])
-    async def test_the_access_mode_decides_what_is_there(self, access: str, tools: int) -> None:
-        async with Child(settings(ACCESS_MODE=access)) as child:
-            assert len((await child.ask("tools/list"))["tools"]) == tools
+                assert (await me.call("server_status"))["connection"]["connected"] is False
 
     def test_a_client_of_2026_needs_no_handshake(self) -> None:
         request = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": MODERN}}
@@ -294,6 +285,7 @@ class TestLog:
                 assert (await child.start_call("mqtt_publish", **bad))["result"]["isError"]
             assert "no_such_tool" in json.dumps(await child.start_call("no_such_tool"))
             child.write(b"no JSON\n\xff\xfe\n[]\n{}\n\n")
+            child.write(b'{"jsonrpc":"2.0","id":99,"method":"\\ud800"}\n')
             broker.kill()
             await until(lambda: "was lost" in child.stderr)
             assert (await child.start_call("mqtt_publish", topic="t", payload="x"))["result"]["isError"]
@@ -363,8 +355,9 @@ class TestLog:
 
 
 class TestEnd:
-    @pytest.mark.parametrize("how", ["stdin", "SIGTERM", "SIGINT"])
-    @pytest.mark.parametrize("doing", ["nothing", "waiting"])
+    @pytest.mark.parametrize(
+        ("how", "doing"), [("stdin", "nothing"), ("stdin", "waiting"), ("SIGTERM", "waiting"), ("SIGINT", "waiting")]
+    )
     async def test_every_end_is_quick_and_says_goodbye(self, make_mosquitto: Made, how: str, doing: str) -> None:
         broker = make_mosquitto()
         async with Child(settings(broker, MQTT_CLIENT_ID="leaving")) as child:
@@ -381,9 +374,17 @@ class TestEnd:
             assert "Traceback" not in child.stderr
         await until(lambda: "Received DISCONNECT from leaving" in broker.log)
 
-    @pytest.mark.parametrize("how", ["stdin", "SIGTERM", "SIGINT", "stdout"])
-    @pytest.mark.parametrize("broker_is", ["refusing", "silent", "frozen"])
-    async def test_a_broker_in_trouble_holds_up_no_end(self, make_mosquitto: Made, how: str, broker_is: str) -> None:
+    @pytest.mark.parametrize(
+        ("broker_is", "how"),
+        [
+            ("refusing", "SIGTERM"),
+            ("silent", "stdin"),
+            ("silent", "SIGINT"),
+            ("frozen", "SIGTERM"),
+            ("frozen", "stdout"),
+        ],
+    )
+    async def test_a_broker_in_trouble_holds_up_no_end(self, make_mosquitto: Made, broker_is: str, how: str) -> None:
         broker = make_mosquitto()
         async with Wire(broker) as wire:
             if broker_is == "refusing":
@@ -440,60 +441,61 @@ class TestEnd:
 
 
 class TestTraffic:
-    @pytest.mark.parametrize(
-        ("payload", "shown"),
-        [
-            (b"", ("text", "")),
-            (b"\0\xff\xfe", ("base64", "AP/+")),
-            (rb'{"a": "\ud800"}', ("json", {"a": "\\ud800"})),
-            (b"\xed\xa0\x80", ("base64", "7aCA")),
-            ("\u202egnp.exe\u200b".encode(), ("text", "\\u202egnp.exe\\u200b")),
-            (b"[" * 100_000, ("text", None)),
-            (b'{"a": 1e999, "b": NaN}', ("text", '{"a": 1e999, "b": NaN}')),
-            (b"x" * 5_000_000, ("text", None)),
-            (bytes(range(256)) * 20_000, ("base64", None)),
-        ],
-        ids=lambda value: repr(value)[:24],
-    )
-    async def test_hostile_payloads_are_shown_and_the_server_goes_on(
-        self, mosquitto: Mosquitto, era: Era, payload: bytes, shown: tuple[str, Any], request: pytest.FixtureRequest
-    ) -> None:
-        topic = f"hostile/{abs(hash(request.node.name))}"
+    async def test_hostile_payloads_are_shown_and_the_server_goes_on(self, mosquitto: Mosquitto, era: Era) -> None:
+        payloads: list[tuple[bytes, str, Any]] = [
+            (b"", "text", ""),
+            (b"\0\xff\xfe", "base64", "AP/+"),
+            (rb'{"a": "\ud800"}', "json", {"a": "\\ud800"}),
+            (b"\xed\xa0\x80", "base64", "7aCA"),
+            ("\u202egnp.exe\u200b".encode(), "text", "\\u202egnp.exe\\u200b"),
+            (b'{"a": 1e999, "b": NaN}', "text", '{"a": 1e999, "b": NaN}'),
+            (b"[" * 100_000, "text", None),
+            (b"x" * 5_000_000, "text", None),
+            (bytes(range(256)) * 20_000, "base64", None),
+        ]
         async with client(settings(mosquitto), era) as me:
-            subscribed = {"subscription_id": (await me.call("mqtt_subscribe", topic_filter=topic))["subscription_id"]}
-            publish(mosquitto, topic, payload)
-            publish(mosquitto, topic, b"after")
-            await me.call("mqtt_wait", topic_filter=f"{topic}/never", timeout_s=0.1)
-            first = await me.call("mqtt_messages", **subscribed, limit=1, max_bytes=8192)
-            last = await me.call("mqtt_messages", **subscribed, after=first["next_cursor"])
+            subscription = (await me.call("mqtt_subscribe", topic_filter=f"hostile/{era}"))["subscription_id"]
+            for payload, _, _ in [*payloads, (b"after", "", "")]:
+                await asyncio.to_thread(publish, mosquitto, f"hostile/{era}", payload)
+            await me.call("mqtt_wait", topic_filter="never", timeout_s=0.1)
+            cursor = None
+            for payload, encoding, shown in payloads:
+                answer = await me.call(
+                    "mqtt_messages", subscription_id=subscription, after=cursor, limit=1, max_bytes=8192
+                )
+                cursor = answer["next_cursor"]
+                (message,) = answer["messages"]
+                assert (message["encoding"], message["bytes"]) == (encoding, len(payload))
+                if shown is None:
+                    assert message["payload_truncated"]
+                    assert 4000 < len(json.dumps(answer)) < 10_000
+                else:
+                    assert message["payload"] == shown
 
-            (message,) = first["messages"]
-            assert (message["encoding"], message["bytes"]) == (shown[0], len(payload))
-            if shown[1] is None:
-                assert message["payload_truncated"]
-                assert 4000 < len(json.dumps(first)) < 10_000
-            else:
-                assert message["payload"] == shown[1]
-            assert [each["payload"] for each in last["messages"]] == ["after"]
+            answer = await me.call("mqtt_messages", subscription_id=subscription, after=cursor)
+            assert [message["payload"] for message in answer["messages"]] == ["after"]
 
     async def test_a_payload_of_any_kind_goes_out_byte_for_byte(self, mosquitto: Mosquitto, era: Era) -> None:
         binary = bytes(range(256)) * 2000
-        async with client(settings(mosquitto, RESULT_MAX_BYTES="1 MiB"), era) as me:
-            subscribed = await me.call("mqtt_subscribe", topic_filter="bytes/#")
-            for payload, encoding in (
-                (base64.b64encode(binary).decode(), "base64"),
-                (binary.hex(), "hex"),
-                ('{"a":  1.0}', "json"),
-                ("null", "text"),
-                ("", "text"),
-                ("☃" * 100_000, "text"),
-            ):
-                answer = await me.call("mqtt_publish", topic="bytes/x", payload=payload, encoding=encoding, qos=2)
-                assert answer["acknowledged"]
+        sent = [
+            (base64.b64encode(binary).decode(), "base64", binary),
+            (binary.hex(), "hex", binary),
+            ('{"a":  1.0}', "json", b'{"a":  1.0}'),
+            ("null", "text", b"null"),
+            ("", "text", b""),
+            ("\u2603" * 100_000, "text", ("\u2603" * 100_000).encode()),
+            ("x" * 5_000_000, "text", b"x" * 5_000_000),
+        ]
+        with Watcher(mosquitto, f"bytes/{era}") as watcher:
+            async with client(settings(mosquitto, MAX_PAYLOAD_BYTES="5 MB"), era) as me:
+                for payload, encoding, _ in sent:
+                    answer = await me.call(
+                        "mqtt_publish", topic=f"bytes/{era}", payload=payload, encoding=encoding, qos=2
+                    )
+                    assert answer["acknowledged"]
 
-            received = await messages(me, subscribed, max_bytes=1 << 20, limit=4)
-            assert [each["bytes"] for each in received] == [len(binary), len(binary), 11, 4]
-            assert base64.b64decode(received[0]["payload"]).startswith(binary[:1000])
+            seen = watcher.wait_count(len(sent))
+        assert [each.payload for each in seen] == [payload for _, _, payload in sent]
 
     async def test_thirty_two_calls_at_once_do_not_wait_for_each_other(self, mosquitto: Mosquitto) -> None:
         async with Child(settings(mosquitto)) as child:
@@ -546,12 +548,6 @@ class TestTraffic:
             assert answer["messages"][0]["qos"] == 2
             assert len(answer["gaps"]) == 1
             assert answer["connected_throughout"] is False
-
-
-async def messages(me: Any, subscribed: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
-    answer = await me.call("mqtt_messages", subscription_id=subscribed["subscription_id"], **options)
-    received: list[dict[str, Any]] = answer["messages"]
-    return received
 
 
 def run(environment: dict[str, str], arguments: list[str] | None = None) -> subprocess.CompletedProcess[bytes]:

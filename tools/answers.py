@@ -66,7 +66,7 @@ def show_gaps(gaps: Sequence[Gap], room: int) -> list[ShownGap]:
             start=instant(gap.start),
             end=None if gap.end is None else instant(gap.end),
             cause=visible(gap.cause),
-            topic_filter=visible(gap.topic_filter.text) if gap.topic_filter else None,
+            topic_filter=_short(gap.topic_filter.text) if gap.topic_filter else None,
             lost=gap.lost,
             session_resumed=gap.session_resumed,
         )
@@ -78,12 +78,18 @@ def show_gaps(gaps: Sequence[Gap], room: int) -> list[ShownGap]:
             start=instant(min(gap.start for gap in earlier)),
             end=instant(max(ends)) if len(ends) == len(earlier) else None,
             cause=f"{len(earlier)} earlier gaps",
+            lost=None if any(gap.lost is None for gap in earlier) else sum(gap.lost or 0 for gap in earlier),
         )
         shown.insert(0, whole)
     return shown
 
 
 _GAP_BYTES: Final = 256
+
+
+def _short(text: str) -> str:
+    kept = _beginning(text, _GAP_BYTES // 2)
+    return visible(kept) + ("" if kept == text else "…")
 
 
 def instant(epoch_s: float) -> str:

@@ -51,6 +51,8 @@ class Matcher:
 
     def __post_init__(self) -> None:
         self._steps = _parse(self.condition.path)
+        if self.condition.op not in ("exists", "changed") and "value" not in self.condition.model_fields_set:
+            raise InputError(f"The operator {self.condition.op} compares: give the value to compare with.")
         if self.condition.op in _ORDERINGS and (
             isinstance(self.condition.value, bool) or not isinstance(self.condition.value, int | float)
         ):

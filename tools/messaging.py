@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from config import AccessMode, Bounds
 from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError
-from inbox import Message, Reading
+from inbox import Inbox, Message, Reading
 from mqtt_client import Broker
 from mqtt_link import PublishProperties
 from sanitizer import hide_secrets
@@ -207,6 +207,7 @@ class Messaging:
         self._broker = broker
         self._bounds = bounds
         self._looks: dict[str, _Look] = {}
+        self._started = time.time()
 
     def tools(self, access: AccessMode) -> list[Tool]:
         """List the tools that an access mode has."""
@@ -382,13 +383,17 @@ class Messaging:
             raise InputError("There is no subscription and nothing was collected: call mqtt_subscribe first.")
         there = await self._broker.still_there(MAX_SILENCE_S)
         reading = inbox.read(subscription, wanted, after or None, "full" if mode == "stats" else mode)
+        gaps = show_gaps(reading.gaps, self._room_for_gaps(max_bytes))
+        if subscription is None and wanted is not None and not _covered(wanted, inbox):
+            cause = "no open subscription covers this filter: what it does not bring was not listened to"
+            gaps.append(ShownGap(start=instant(self._started), end=None, cause=cause))
         answer = Messages(
             messages=[],
             next_cursor=reading.cursor(0),
             remaining=0,
             dropped=reading.dropped,
-            gaps=show_gaps(reading.gaps, self._room_for_gaps(max_bytes)),
-            connected_throughout=there and reading.connected_throughout,
+            gaps=gaps,
+            connected_throughout=there and all(gap.lost is not None for gap in gaps),
             truncated=False,
         )
         room = self._room(max_bytes, answer)
@@ -612,6 +617,14 @@ class Messaging:
     def _room(self, max_bytes: int | None, answer: BaseModel) -> int:
         """Return how many bytes of messages fit beside the other fields of `answer`."""
         return (max_bytes or self._bounds.result_max_bytes) - size_of(answer) - _ENVELOPE
+
+
+def _covered(wanted: TopicFilter, inbox: Inbox) -> bool:
+    """Say whether everything that `wanted` matches is being collected."""
+    return any(
+        subscription.topic_filter.share_name is None and subscription.topic_filter.covers(wanted)
+        for subscription in inbox.subscriptions.values()
+    )
 
 
 def _checked_json(payload: str) -> bytes:
