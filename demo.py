@@ -22,7 +22,7 @@ from rich.markup import escape
 
 from config import NAMES, BrokerConfig, Config, environment
 from errors import BridgeError
-from mqtt_link import tls_context
+from mqtt_failures import tls_context
 from simulator.broker import Broker
 from simulator.embedded import running
 from simulator.plant import Plant

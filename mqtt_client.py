@@ -19,7 +19,8 @@ from config import BrokerConfig
 from dispatch import Dispatch, Feed, Listener
 from errors import BrokerError, BrokerOfflineError, BrokerRefusedError, BrokerSilentError, InputError
 from inbox import Gap, Inbox, Message, Subscription
-from mqtt_link import Greeting, Link, LinkFailedError, PublishProperties
+from mqtt_failures import LinkFailedError
+from mqtt_link import Greeting, Link, PublishProperties
 from topics import TopicFilter, check_topic_name, shown
 
 PROBE_TIMEOUT_S: Final = 3.0

@@ -18,16 +18,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple
 
-from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags, WebsocketConnectionError
+from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from config import BrokerConfig, TLSConfig
+from config import BrokerConfig
 from dispatch import Received
-from errors import BridgeError, BrokerOfflineError, BrokerRefusedError, BrokerSilentError
+from errors import BrokerOfflineError, BrokerRefusedError, BrokerSilentError
+from mqtt_failures import KEEP_ALIVE_TIMEOUT, LinkFailedError, failure, no_answer, own_ending, refusal, tls_context
 from mqtt_packets import MalformedPacketError, decode_publish, decode_refusal
 from topics import shown
 
@@ -59,9 +60,7 @@ _EMPTY_MESSAGE_BYTES: Final = 512
 _FAILURE: Final = 0x80
 """Reason codes from here on are failures (MQTT 5.0, 2.4)."""
 
-_KEEP_ALIVE_TIMEOUT: Final = 0x8D
 _SESSION_TAKEN_OVER: Final = 0x8E
-_PROTOCOL_ERROR: Final = 0x82
 
 logger = logging.getLogger(__name__)
 
@@ -77,19 +76,8 @@ class _Question(NamedTuple):
     """Called when the broker says yes, between the messages that came before and after that."""
 
 
-FailureKind = Literal["network", "login", "protocol", "closed"]
-
-
 def _nothing_to_do() -> None:
     pass
-
-
-class LinkFailedError(BridgeError):
-    """No connection came about; the text says why, in words for the operator."""
-
-    def __init__(self, text: str, kind: FailureKind = "network") -> None:
-        super().__init__(text)
-        self.kind = kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -396,7 +384,7 @@ class Link:
         if self._greeted.done():
             self._paho.disconnect()  # too late: nobody waits for it any more
         elif code >= _FAILURE:
-            self._greeted.set_exception(_refusal(code, reason, self._config, self.protocol))
+            self._greeted.set_exception(refusal(code, reason, self._config, self.protocol))
         else:
             self._greeted.set_result(
                 Greeting(
@@ -425,7 +413,7 @@ class Link:
     def _on_disconnect(self, from_broker: bool, code: int, reason: str) -> None:
         if code == _SESSION_TAKEN_OVER:
             reason += f"; another client uses the client id {shown(self._config.client_id)}"
-        self._farewell = (f"the broker closed it: {reason}" if from_broker else _own_ending(code, reason)), code
+        self._farewell = (f"the broker closed it: {reason}" if from_broker else own_ending(code, reason)), code
 
     def _on_end(self, error: Exception | None) -> None:
         """Close the books: nobody waits on a connection that is over."""
@@ -440,11 +428,11 @@ class Link:
         # A broker that is there is heard once in a keep-alive interval. Where it was not, nobody knows since when.
         now, heard_at = time.time(), self._inbound.heard_at
         keepalive_s = self.greeting.keepalive_s or self._config.keepalive_s
-        deaf = code == _KEEP_ALIVE_TIMEOUT or now - heard_at > keepalive_s + _PING_DELAY_S
+        deaf = code == KEEP_ALIVE_TIMEOUT or now - heard_at > keepalive_s + _PING_DELAY_S
         self.ended.set_result(Ending(cause, heard_at if deaf else now))
         if not self._greeted.done():
-            failure = error if isinstance(error, LinkFailedError) else _no_answer(self._config, self.protocol, code)
-            self._greeted.set_exception(failure)
+            failed = error if isinstance(error, LinkFailedError) else no_answer(self._config, self.protocol, code)
+            self._greeted.set_exception(failed)
         for answer, _ in self._questions.values():
             if not answer.done():
                 answer.set_exception(BrokerSilentError(f"The connection was lost: {cause}."))
@@ -492,9 +480,9 @@ class Link:
                 self._paho.use_tls(tls_context(config.tls), config.tls.server_name or config.host)
             self._paho.connect(config.host, config.port, config.keepalive_s, **options)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the event loop waits to hear of it
-            failure = _failure(exc, config)
+            failed = failure(exc, config)
             self._paho.drop()
-            self._inbound.post(lambda: self._on_end(failure))
+            self._inbound.post(lambda: self._on_end(failed))
             return
         if self._abandoned:
             self._paho.disconnect()
@@ -709,142 +697,3 @@ def _accepted(answer: Answer, what: str) -> Answer:
     if code >= _FAILURE:
         raise BrokerRefusedError(f"The broker refused {what}: {reason}.")
     return answer
-
-
-def _own_ending(code: int, reason: str) -> str:
-    if code == _KEEP_ALIVE_TIMEOUT:
-        return "the broker stopped answering (keep-alive timeout)"
-    if code == 0:
-        return "it was closed"
-    return "the broker closed it or the network broke" if code == _UNSPECIFIED else f"it broke: {reason}"
-
-
-_UNSPECIFIED: Final = 0x80
-
-
-_LOGIN_CODES: Final = {0x86, 0x87, 0x8A, 0x8C}
-_ADVICE: Final = {
-    0x84: "it does not speak MQTT {protocol}: set MQTT_PROTOCOL",
-    0x85: "it does not accept the client id {client_id}: set MQTT_CLIENT_ID",
-    0x86: "user name or password is wrong: check MQTT_USER and MQTT_PASSWORD",
-    0x87: "the login is not allowed: check MQTT_USER, MQTT_PASSWORD and the broker's rules for this user and client id",
-    0x88: "it is not available",
-    0x89: "it is busy",
-    0x8A: "this client is banned",
-    0x9F: "connections come too fast",
-}
-"""What a CONNACK reason code means to an operator (MQTT 5.0, 3.2.2.2)."""
-
-
-def _refusal(code: int, reason: str, config: BrokerConfig, protocol: str) -> LinkFailedError:
-    advice = _ADVICE.get(code, "see the broker's log").format(protocol=protocol, client_id=shown(config.client_id))
-    kind: FailureKind = "login" if code in _LOGIN_CODES else "protocol" if code == 0x84 else "network"  # noqa: PLR2004
-    return LinkFailedError(f"{config.url} refused the connection: {reason}; {advice}.", kind)
-
-
-def _no_answer(config: BrokerConfig, protocol: str, code: int) -> LinkFailedError:
-    """Say what the end of a connection before CONNACK means; `code` is how it ended."""
-    if code == _PROTOCOL_ERROR:
-        said = f"did not answer CONNECT in MQTT {protocol}"
-        likely = "it may speak another version (MQTT_PROTOCOL)"
-    else:
-        said = "closed the connection without answering CONNECT"
-        wanted = "a client certificate (MQTT_CLIENT_CERT)" if config.tls else "TLS (MQTT_USE_TLS)"
-        likely = f"it may want {wanted} or another MQTT version (MQTT_PROTOCOL)"
-    return LinkFailedError(f"{config.url} {said}: {likely}, or be no MQTT broker (MQTT_PORT).", "closed")
-
-
-def _failure(exc: Exception, config: BrokerConfig) -> LinkFailedError:
-    """Say what an error on the way to the broker means to an operator."""
-    if isinstance(exc, LinkFailedError):
-        return exc
-    if isinstance(exc, ssl.SSLCertVerificationError):
-        advice = _CERTIFICATE_ADVICE.get(exc.verify_code, "set MQTT_CA_CERT to the CA that signed it")
-        text = f"its certificate is not trusted ({exc.verify_message}); {advice}."
-    elif isinstance(exc, ssl.SSLError):
-        reason = exc.reason or str(exc)
-        advice = next(
-            (advice for part, advice in _TLS_ADVICE.items() if part in reason), "see the broker's TLS settings"
-        )
-        text = f"TLS failed ({reason}); {advice}."
-    elif isinstance(exc, socket.gaierror):
-        text = f"the name {shown(config.host)} cannot be resolved; check MQTT_BROKER and DNS."
-    elif isinstance(exc, ConnectionRefusedError):
-        text = "nothing listens there; is the broker running, and is MQTT_PORT right?"
-    elif isinstance(exc, TimeoutError):
-        text = f"no answer within {config.connect_timeout_s:g} s; check address, network and firewall."
-    elif isinstance(exc, WebsocketConnectionError):
-        text = f"{exc}; check MQTT_PORT, MQTT_TRANSPORT and MQTT_WS_PATH."
-    elif isinstance(exc, ConnectionResetError) and config.tls:
-        text = "the port seems not to speak TLS; check MQTT_PORT and MQTT_USE_TLS."
-    elif isinstance(exc, OSError):
-        text = f"{exc.strerror or exc}."
-    else:
-        text = f"{exc}."
-    return LinkFailedError(f"Cannot connect to {config.url}: {text}")
-
-
-_CERTIFICATE_ADVICE: Final = {
-    10: "have the broker's certificate renewed, or check this machine's clock",
-    9: "check this machine's clock",
-    62: "it was issued for another name: connect by that name or set MQTT_TLS_SERVER_NAME",
-    64: "it was issued for another address: connect by name or set MQTT_TLS_SERVER_NAME",
-}
-"""By OpenSSL's X509_V_ERR code: expired, not yet valid, host name mismatch, address mismatch."""
-
-_TLS_ADVICE: Final = {
-    "WRONG_VERSION_NUMBER": "nothing speaks TLS on this port: check MQTT_PORT and MQTT_USE_TLS",
-    "RECORD_LAYER_FAILURE": "nothing speaks TLS on this port: check MQTT_PORT and MQTT_USE_TLS",
-    "PROTOCOL_VERSION": "the broker does not speak a TLS version that MQTT_TLS_MIN_VERSION allows",
-    "UNSUPPORTED_PROTOCOL": "the broker does not speak a TLS version that MQTT_TLS_MIN_VERSION allows",
-    "HANDSHAKE_FAILURE": "no cipher in common, or the broker wants a client certificate: check MQTT_TLS_CIPHERS and "
-    "MQTT_CLIENT_CERT",
-    "CERTIFICATE": "the broker does not accept the client certificate: check MQTT_CLIENT_CERT and MQTT_CLIENT_KEY",
-    "EOF": "the broker broke off: check MQTT_PORT and MQTT_USE_TLS, MQTT_TLS_MIN_VERSION and MQTT_TLS_CIPHERS",
-}
-"""By part of OpenSSL's reason."""
-
-
-def tls_context(tls: TLSConfig) -> ssl.SSLContext:
-    """Make the TLS context; files are read now, so that each connection uses what they hold by then.
-
-    Raises:
-        LinkFailedError: A file cannot be read, or is no certificate or key.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3 if tls.min_version == "1.3" else ssl.TLSVersion.TLSv1_2
-    if tls.ciphers:
-        context.set_ciphers(tls.ciphers)
-    if tls.ca_cert:
-        try:
-            context.load_verify_locations(tls.ca_cert)
-        except OSError as exc:
-            raise LinkFailedError(f"MQTT_CA_CERT cannot be used: {_file_trouble(exc)}.") from exc
-    else:
-        context.load_default_certs()
-    if tls.client_cert:
-        password = tls.client_key_password.get_secret_value() if tls.client_key_password else ""
-        try:  # a password of "" keeps OpenSSL from asking the terminal
-            context.load_cert_chain(tls.client_cert, tls.client_key, password)
-        except OSError as exc:
-            raise LinkFailedError(f"The client certificate cannot be used: {_file_trouble(exc)}.") from exc
-    if tls.insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _file_trouble(exc: OSError) -> str:
-    if not isinstance(exc, ssl.SSLError):
-        return f"{exc.strerror}"
-    reason = exc.reason or str(exc)
-    return next((advice for part, advice in _FILE_ADVICE.items() if part in reason), reason)
-
-
-_FILE_ADVICE: Final = {
-    "NO_CERTIFICATE": "there is no certificate in it",
-    "KEY_VALUES_MISMATCH": "MQTT_CLIENT_KEY does not belong to MQTT_CLIENT_CERT",
-    "BAD_DECRYPT": "MQTT_CLIENT_KEY_PASSWORD is wrong",
-    "PEM lib": "MQTT_CLIENT_KEY_PASSWORD is wrong, or the files are not a certificate and its key",
-}
-"""By part of OpenSSL's reason."""
