@@ -41,7 +41,7 @@ def set_up(config: Logs, secrets: Iterable[str]) -> None:
             handlers.append(_open_file(config.file))
         root.setLevel(config.level)
     for handler in handlers:
-        handler.setFormatter(_JsonFormatter() if config.format == "json" else _TextFormatter(_TEXT))
+        handler.setFormatter(JsonFormatter() if config.format == "json" else _TextFormatter(_TEXT))
         root.addHandler(handler)
     logging.captureWarnings(capture=True)
     sanitizer.install(secrets)
@@ -57,7 +57,7 @@ class _TextFormatter(logging.Formatter):
         return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-class _JsonFormatter(_TextFormatter):
+class JsonFormatter(_TextFormatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
@@ -68,7 +68,9 @@ class _JsonFormatter(_TextFormatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if record.exc_info:
+        if record.exc_text:  # what the sanitizer leaves of an exception
+            entry["exception"] = record.exc_text
+        elif record.exc_info:
             entry["exception"] = self.formatException(record.exc_info)
         if record.stack_info:
             entry["stack"] = self.formatStack(record.stack_info)

@@ -314,19 +314,20 @@ _SOURCE_FILE = re.compile(r"\.(?:py|pyi|js|ts|go|rs|java|c|h|cc|cpp|cs|rb|php|lo
 
 def sanitize(text: str) -> str:
     """Hide what looks like a secret. Idempotent, and never raises."""
-    return _redact(text, _sanitize_text)
+    return _redact(text, hide_known=str)
 
 
-def _redact(text: str, redact_text: Callable[[str], str]) -> str:
+def _redact(text: str, hide_known: Callable[[str], str]) -> str:
     """Redact a text until nothing changes any more, and a JSON text value by value, so that it stays one."""
     for _ in range(_PASSES):
-        redacted = redact_text(text)
+        redacted = _sanitize_text(hide_known(text))
         if len(text) > _LONG_TEXT or redacted == text:
             return redacted
         if text[:1] in {"{", "[", '"'}:
             with contextlib.suppress(ValueError, RecursionError):
                 json.loads(text)
-                redacted = _redact_json(text, lambda value: _redact(value, redact_text))
+                # Hidden once more at the end: a known value can be JSON itself.
+                redacted = hide_known(_redact_json(text, lambda value: _redact(value, hide_known)))
         if redacted == text:
             break
         text = redacted
@@ -362,10 +363,10 @@ def make_sanitizer(known: Iterable[str] = ()) -> Callable[[str], str]:
     """Make a `sanitize` that also hides `known`, and what `install` and `add_known` were given or will be."""
     own = _KnownValues(known)
 
-    def sanitize_known(text: str) -> str:
-        return _sanitize_text(own.hide(_process.hide(text)))
+    def hide_known(text: str) -> str:
+        return own.hide(_process.hide(text))
 
-    return lambda text: _redact(text, sanitize_known)
+    return lambda text: _redact(text, hide_known)
 
 
 def add_known(value: str) -> None:

@@ -601,7 +601,7 @@ class TestOverlap:
         broker, client = crossing
         base = await client.subscribe(TopicFilter(f"{topic}/#"), 1)
         await self.show_how_it_copies(broker, client, topic, base)
-        payloads = [b"same" if repeating else str(number).encode() for number in range(150)]
+        payloads = [b"same" if repeating else str(number).encode() for number in range(80)]
         cursor = client.inbox.read(base).cursor(2)
         changes = asyncio.create_task(self.come_and_go(client, topic))
 
@@ -750,12 +750,11 @@ class TestOutage:
 
             assert not watch.connected_throughout
 
-    @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
     async def test_the_keep_alive_ends_a_dead_connection_and_the_gap_begins_before_the_freeze(
-        self, make_mosquitto: Made, topic: str, protocol: str
+        self, make_mosquitto: Made, topic: str
     ) -> None:
         broker = make_mosquitto()
-        async with connected(broker, protocol=protocol, keepalive_s=1) as client:
+        async with connected(broker, keepalive_s=1) as client:
             await client.subscribe(TopicFilter(topic), 1)
             frozen_at = time.time()
             broker.freeze()
@@ -861,14 +860,14 @@ class TestOutage:
         """Not every broker says why it closes the connection: then it is a guess, from the second time on."""
         async with connected(broker, client_id=f"twin-{topic}", client_id_fixed=True) as client:
             taken_at = time.monotonic()
-            for fight in range(1, 4):
+            for fight in range(1, 3):
                 with RawClient(broker) as twin:
                     twin.connect(f"twin-{topic}")
                     await until(lambda: not client.state.connected and client.state.next_attempt_at)
                     if fight > 1 or isinstance(broker, Embedded):
                         assert f"the client id 'twin-{topic}'" in str(client.state.last_error)
                     await until(partial(connected_times, client, fight + 1))
-            assert time.monotonic() - taken_at > 0.25 + 0.5 + 1.0
+            assert time.monotonic() - taken_at > 0.25 + 0.5
 
     async def test_a_subscription_refused_when_it_is_restored_is_told_until_it_is_taken(self, topic: str) -> None:
         users = {"u": User("u")}
