@@ -274,7 +274,8 @@ class MqttClient:
     # Subscriptions at the broker.
 
     async def _online(self) -> Link:
-        await self.first_attempt(FIRST_ATTEMPT_S)
+        if self._link is None:
+            await self.first_attempt(FIRST_ATTEMPT_S)
         if self._link is None:
             state = self.state
             why = f": {state.last_error}" if state.last_error else " yet."
@@ -291,7 +292,6 @@ class MqttClient:
                 feed.topic_filter.text, wanted, feed.identifier, partial(self._dispatch.granted, feed)
             )
             feed.qos = wanted
-            self._note_refusal(feed, None)
             self._unwanted.discard(feed.topic_filter.text)
             self._note_refusal(feed, None)
             return granted
