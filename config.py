@@ -10,7 +10,7 @@ import os
 import re
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import unquote
@@ -176,6 +176,11 @@ class BrokerConfig:
     embedded: bool = False
     tls: TLSConfig | None = None
 
+    def with_secrets_of(self, other: Self) -> Self:
+        """Return this configuration with the login and the key's password that `other` has."""
+        tls = self.tls and replace(self.tls, client_key_password=other.tls.client_key_password if other.tls else None)
+        return replace(self, user=other.user, password=other.password, tls=tls)
+
     @property
     def url(self) -> str:
         """The broker's address for people to read, without credentials."""
@@ -222,6 +227,7 @@ class Config:
         access_mode: What the assistant may do.
         warnings: Sentences about settings that work but should not stay so, for the log and `server_status`.
         url_password: The password as the URL in MQTT_BROKER spells it, percent-encoded.
+        files: What was read besides the environment, by the name of the setting it is for; a file may be missing.
     """
 
     broker: BrokerConfig = field(default_factory=BrokerConfig)
@@ -230,6 +236,7 @@ class Config:
     access_mode: AccessMode = "write"
     warnings: tuple[str, ...] = ()
     url_password: SecretStr | None = None
+    files: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def tls(self) -> TLSConfig | None:
@@ -282,6 +289,7 @@ class Config:
             access_mode=settings.ACCESS_MODE,
             warnings=tuple(report.warnings),
             url_password=settings.MQTT_BROKER.raw_password,
+            files=report.files | {name: path for name in _CERTIFICATES if (path := getattr(settings, name))},
         )
 
 
@@ -306,6 +314,7 @@ class _Report:
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     exposed: list[str] = field(default_factory=list)  # problems or warnings: STRICT_PERMISSIONS decides
+    files: dict[str, Path] = field(default_factory=dict)  # where secrets were looked for
 
     def refuse(self, name: str, text: str) -> None:
         """Note a problem with the value of a setting."""
@@ -559,6 +568,7 @@ class _Settings(BaseSettings):
 SETTINGS = tuple(_Settings.model_fields)
 """The names of all variables that are read, NAME_FILE aside."""
 
+_CERTIFICATES = ("MQTT_CA_CERT", "MQTT_CLIENT_CERT", "MQTT_CLIENT_KEY")
 _ONLY_WITH_TLS = (
     "MQTT_CLIENT_KEY_PASSWORD",
     "MQTT_TLS_MIN_VERSION",
@@ -571,6 +581,7 @@ _OUR_PREFIXES = tuple({f"{name.partition('_')[0]}_" for name in SETTINGS})
 
 
 def _read_dotenv(path: Path, report: _Report) -> dict[str, str]:
+    report.files[str(path)] = path
     try:
         content, mode = _read(path)
         lines = list(parse_stream(io.StringIO(content.decode("utf-8-sig"))))  # Notepad writes the mark
@@ -619,7 +630,8 @@ def _find(name: str, environ: Mapping[str, str], dotenv: Mapping[str, str], repo
 
 def _from_file(name: str, where: str, file: str, report: _Report, *, credential: bool = False) -> str | None:
     try:
-        content, mode = _read(_path(file))
+        path = report.files[name] = _path(file)
+        content, mode = _read(path)
         text = content.decode()
     except (OSError, ValueError) as exc:
         if not (credential and isinstance(exc, FileNotFoundError)):
@@ -667,9 +679,7 @@ def _shown(text: str) -> str:
 
 def _tls(settings: _Settings, report: _Report) -> TLSConfig | None:
     """Decide whether there is TLS: when MQTT_USE_TLS says so, or the URL, or a certificate that would be of no use."""
-    asking: list[str] = [
-        name for name in ("MQTT_CA_CERT", "MQTT_CLIENT_CERT", "MQTT_CLIENT_KEY") if name in report.given
-    ]
+    asking: list[str] = [name for name in _CERTIFICATES if name in report.given]
     if settings.MQTT_BROKER.tls:
         asking.append("MQTT_BROKER")
     if settings.MQTT_USE_TLS is False:

@@ -130,6 +130,7 @@ class MqttClient:
         """QoS 2 messages of the session that the broker has not released yet."""
         self._task: asyncio.Task[None] | None = None
         self._first_attempt_over = asyncio.Event()
+        self._renewed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._keep_connected(), name="mqtt.keep_connected")
@@ -141,6 +142,14 @@ class MqttClient:
             with suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+
+    def renew(self, config: BrokerConfig) -> None:
+        """Use the secrets of `config`, and certificate files as they are now, from the next connection on.
+
+        A connection that holds is left alone; without one the next attempt is made at once.
+        """
+        self._config = self._config.with_secrets_of(config)
+        self._renewed.set()
 
     # What the tools ask for.
 
@@ -325,6 +334,7 @@ class MqttClient:
     async def _keep_connected(self) -> None:
         failures = short_lives = 0
         while True:
+            self._renewed.clear()
             started = time.monotonic()
             failure = await self._connect_and_stay()
             if failure is not None and self._fall_back(failure):
@@ -339,7 +349,9 @@ class MqttClient:
             first_s, longest_s = _LOGIN_BACK_OFF_S if failure is not None and failure.kind == "login" else _BACK_OFF_S
             wait_s = min(longest_s, first_s * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
             self.state.next_attempt_at = time.time() + wait_s
-            await asyncio.sleep(wait_s)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._renewed.wait()
 
     def _fall_back(self, failure: LinkFailedError) -> bool:
         """Turn to the other MQTT version where the failure asks for it; say whether to try it at once."""

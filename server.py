@@ -17,6 +17,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +28,7 @@ from config import ENV_FILE, Config, settings_to_pass_on
 from errors import BridgeError, ConfigError
 from inbox import Inbox
 from mqtt_client import Broker, MqttClient
+from rotation import rotating
 from tools.messaging import Messaging
 from tools.status import ServerStatus
 
@@ -76,12 +78,13 @@ async def open_broker(config: Config) -> AsyncIterator[MqttClient]:
         yield await stack.enter_async_context(MqttClient(broker_config, inbox))
 
 
-async def serve_stdio(config: Config) -> None:
-    """Serve until stdin or stdout closes, SIGTERM or Ctrl-C."""
+async def serve_stdio(config: Config, read_again: Callable[[], Config]) -> None:
+    """Serve until stdin or stdout closes, SIGTERM or Ctrl-C; `read_again` gives the settings as they are by then."""
     stop = asyncio.Event()
-    _on_signals(stop.set)
+    _on_signals(stop.set, "SIGTERM", "SIGINT", "SIGBREAK")
     _on_closed_stdout(stop.set)
-    async with open_broker(config) as broker:
+    async with open_broker(config) as broker, rotating(config, read_again, broker.renew) as look_now:
+        _on_signals(look_now, "SIGHUP")
         gc.freeze()
         gc.enable()
         serving = asyncio.create_task(build_server(config, broker).run_stdio_async(), name="mcp.serve")
@@ -99,14 +102,15 @@ async def serve_stdio(config: Config) -> None:
         os._exit(0)
 
 
-def _on_signals(stop: Callable[[], None]) -> None:
+def _on_signals(react: Callable[[], None], *names: str) -> None:
+    """Have `react` called at each of the signals that the platform has."""
     loop = asyncio.get_running_loop()
-    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):
+    for name in names:
         if number := getattr(signal, name, None):
             try:
-                loop.add_signal_handler(number, stop)
+                loop.add_signal_handler(number, react)
             except NotImplementedError:  # Windows
-                signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop))
+                signal.signal(number, lambda *_: loop.call_soon_threadsafe(react))
 
 
 def _on_closed_stdout(stop: Callable[[], None]) -> None:
@@ -126,12 +130,13 @@ def _on_closed_stdout(stop: Callable[[], None]) -> None:
 
 def serve(env_file: Path) -> int:
     """Serve over stdio and return the exit code."""
-    config = Config.from_env(env_file=env_file)
+    read = partial(Config.from_env, env_file=env_file)
+    config = read()
     logs.set_up(config.logs, config.secrets())
     for warning in config.warnings:
         logger.warning("%s", warning)
     try:
-        asyncio.run(serve_stdio(config))
+        asyncio.run(serve_stdio(config, read))
     except* (BrokenPipeError, ConnectionResetError):
         logger.info("the client is gone")
     return 0

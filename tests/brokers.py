@@ -138,6 +138,18 @@ class Mosquitto:
         self.stop()
         self.start()
 
+    def change_password(self, user: str, password: str) -> None:
+        """Give a user another password while it runs; who is logged in with the old one is thrown out."""
+        assert self._users is not None, "it has no users"
+        self._users = {**self._users, user: password}
+        self._write_files()
+        self._signal(signal.SIGHUP)
+
+    def take_certificates_of(self, other: "Mosquitto") -> None:
+        """Use another one's certificates and authority from the next start on."""
+        for name in ("ca.pem", "server.pem", "server.key"):
+            (self.directory / name).write_bytes((other.directory / name).read_bytes())
+
     def freeze(self) -> None:
         """Stop its clock: connections stay open and nothing answers."""
         self._signal(signal.SIGSTOP)

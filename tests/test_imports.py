@@ -25,6 +25,7 @@ OURS = {
     "mqtt_failures": {"config", "errors", "topics"},
     "mqtt_link": {"config", "dispatch", "errors", "mqtt_failures", "mqtt_packets", "topics"},
     "mqtt_client": {"config", "dispatch", "errors", "inbox", "mqtt_failures", "mqtt_link", "topics"},
+    "rotation": {"config", "errors", "sanitizer"},
     "tools": set(),
     "tools.answers": {"inbox", "sanitizer"},
     "tools.conditions": {"errors", "inbox", "topics"},
@@ -33,7 +34,7 @@ OURS = {
     "tools.status": BRIDGE | {"tools.answers", "tools.expose"},
     "client_config": {"config", "errors"},
     "demo": {"config", "errors", "mqtt_failures", "simulator"},
-    "server": BRIDGE | {"logs", "tools", "demo", "client_config", "simulator"},
+    "server": BRIDGE | {"logs", "rotation", "tools", "demo", "client_config", "simulator"},
     "simulator": {"simulator"},
 }
 """What each file may import of ours; a folder's name stands for all that is in it."""

@@ -1,0 +1,164 @@
+"""Secrets and certificates that are replaced while the server runs, against a mosquitto that takes the new ones."""
+
+import asyncio
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives import serialization as form
+
+from tests.brokers import Mosquitto
+from tests.child import COMMAND, Child, settings
+from tests.wire import until
+
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform == "win32", reason="mosquitto is told by SIGHUP")]
+
+Made = Callable[..., Mosquitto]
+
+OLD, NEW = f"Old/{os.urandom(8).hex()} +ä", f"New/{os.urandom(8).hex()} %ö"
+
+
+def write(path: Path, text: str) -> str:
+    """Replace a file at once, as Docker and Kubernetes do."""
+    fresh = path.with_suffix(".fresh")
+    fresh.write_text(text, "utf-8")
+    fresh.chmod(0o600)
+    fresh.replace(path)
+    return str(path)
+
+
+async def status_of(child: Child) -> str:
+    connection = (await child.call("server_status"))["connection"]
+    return "connected" if connection["connected"] else str(connection["last_error"])
+
+
+async def becomes(child: Child, expected: str) -> None:
+    async with asyncio.timeout(15):
+        while expected not in await status_of(child):
+            await asyncio.sleep(0.05)
+
+
+def assert_hidden(child: Child) -> None:
+    for secret in (OLD, NEW):
+        for text in (child.stderr, b"".join(child.lines).decode()):
+            assert secret.split()[0] not in text
+
+
+@pytest.mark.parametrize("source", ["file", "credential", "dotenv"])
+@pytest.mark.parametrize("first", ["broker", "file"])
+async def test_a_new_password_is_used_when_the_old_one_stops_working(
+    make_mosquitto: Made, tmp_path: Path, source: str, first: str
+) -> None:
+    broker = make_mosquitto(users={"operator": OLD})
+    secret = tmp_path / "MQTT_PASSWORD"
+    spelled = "MQTT_PASSWORD='{}'\n" if source == "dotenv" else "{}\n"
+    write(secret, spelled.format(OLD))
+    more = {
+        "file": {"MQTT_PASSWORD_FILE": str(secret)},
+        "credential": {"CREDENTIALS_DIRECTORY": str(tmp_path)},
+        "dotenv": {},
+    }[source]
+    command = [*COMMAND, "--env-file", str(secret)] if source == "dotenv" else COMMAND
+
+    async with Child(settings(broker, MQTT_USER="operator", LOG_LEVEL="DEBUG", **more), command) as child:
+        await child.connected()
+        if first == "file":
+            write(secret, spelled.format(NEW))
+            await until(lambda: "used from the next connection on" in child.stderr)
+            assert await status_of(child) == "connected"  # the old one still works: nothing is interrupted
+            broker.change_password("operator", NEW)
+        else:
+            broker.change_password("operator", NEW)
+            await becomes(child, "refused the connection")
+            write(secret, spelled.format(NEW))
+        await until(lambda: child.stderr.count("connected to mqtt://") == 2)  # long before a refused login's back-off
+        await becomes(child, "connected")
+        child.close_stdin()
+        assert await child.ended() == 0
+
+        assert_hidden(child)
+
+
+async def test_sighup_has_the_files_read_at_once_and_is_no_end(make_mosquitto: Made, tmp_path: Path) -> None:
+    broker = make_mosquitto(users={"operator": OLD})
+    secret = tmp_path / "secret"
+    environment = settings(broker, MQTT_USER="operator", MQTT_PASSWORD_FILE=write(secret, OLD))
+    async with Child(environment) as child:
+        await child.connected()
+        status = secret.stat()
+        secret.write_text(NEW, "utf-8")  # of the same length, in the same file, with the same time
+        os.utime(secret, ns=(status.st_atime_ns, status.st_mtime_ns))
+        child.signal(signal.SIGHUP)
+        await until(lambda: "a secret changed: used from the next connection on" in child.stderr)
+        broker.change_password("operator", NEW)
+        await until(lambda: child.stderr.count("connected to mqtt://") == 2)
+
+        assert_hidden(child)
+
+
+async def test_a_file_that_cannot_be_used_changes_nothing_and_is_told(make_mosquitto: Made, tmp_path: Path) -> None:
+    broker = make_mosquitto(users={"operator": OLD})
+    secret = tmp_path / "secret"
+    environment = settings(broker, MQTT_USER="operator", MQTT_PASSWORD_FILE=write(secret, OLD))
+    async with Child(environment) as child:
+        await child.connected()
+        for content, says in (("", "the file is empty"), (None, "No such file or directory")):
+            secret.unlink() if content is None else write(secret, content)
+            await until(lambda: says in child.stderr)  # noqa: B023 - awaited within the loop
+        broker.restart()
+        await until(lambda: child.stderr.count("connected to mqtt://") == 2)
+
+        write(secret, NEW)
+        await until(lambda: "used from the next connection on" in child.stderr)
+        broker.change_password("operator", NEW)
+        await until(lambda: child.stderr.count("connected to mqtt://") == 3)
+        assert_hidden(child)
+
+
+async def test_new_certificates_are_used_at_the_next_connection(make_mosquitto: Made, tmp_path: Path) -> None:
+    broker, other = make_mosquitto(mutual_tls=True), make_mosquitto(mutual_tls=True)
+    files = {"MQTT_CA_CERT": "ca_path", "MQTT_CLIENT_CERT": "client_cert_path", "MQTT_CLIENT_KEY": "client_key_path"}
+
+    def install(source: Mosquitto) -> dict[str, str]:
+        return {name: write(tmp_path / name, getattr(source, path).read_text()) for name, path in files.items()}
+
+    async with Child(settings(broker, **install(broker))) as child:
+        await child.connected()
+        broker.take_certificates_of(other)
+        broker.restart()
+        await becomes(child, "its certificate is not trusted")
+        install(other)
+        await until(lambda: child.stderr.count("connected to mqtts://") == 2)
+        await until(lambda: all(name in child.stderr for name in files), what="the log to tell of the files")
+
+
+async def test_a_new_password_of_the_client_key_is_used(make_mosquitto: Made, tmp_path: Path) -> None:
+    broker = make_mosquitto(mutual_tls=True)
+    key, secret = tmp_path / "key", tmp_path / "secret"
+
+    def encrypt(password: str) -> str:
+        loaded = form.load_pem_private_key(broker.client_key_path.read_bytes(), None)
+        protection = form.BestAvailableEncryption(password.encode())
+        return loaded.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, protection).decode()
+
+    environment = settings(
+        broker,
+        MQTT_CA_CERT=str(broker.ca_path),
+        MQTT_CLIENT_CERT=str(broker.client_cert_path),
+        MQTT_CLIENT_KEY=write(key, encrypt(OLD)),
+        MQTT_CLIENT_KEY_PASSWORD_FILE=write(secret, OLD),
+    )
+    async with Child(environment) as child:
+        await child.connected()
+        write(key, encrypt(NEW))
+        write(secret, NEW)
+        await until(lambda: "MQTT_CLIENT_KEY_PASSWORD" in child.stderr)
+        broker.restart()
+        await until(lambda: child.stderr.count("connected to mqtts://") == 2)
+
+        assert ssl.PEM_HEADER not in child.stderr
+        assert_hidden(child)
