@@ -236,7 +236,7 @@ class Config:
     access_mode: AccessMode = "write"
     warnings: tuple[str, ...] = ()
     url_password: SecretStr | None = None
-    files: Mapping[str, Path] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict, compare=False)
 
     @property
     def tls(self) -> TLSConfig | None:
