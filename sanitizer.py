@@ -53,7 +53,7 @@ CREDENTIALS: Final = (
     Pattern("AWS key id", r"A(?:KIA|SIA|BIA|CCA)[A-Z0-9]{16}(?!\w)", f"AKIA{'Q7Z2' * 4}", f"AKIA{'Q7Z2' * 3}"),
     Pattern("GitHub", r"gh[opusr]_[A-Za-z0-9]{36,}+", f"ghp_{_A[:36]}", f"ghp_{_A[:35]}"),
     Pattern("GitHub, fine-grained", r"github_pat_\w{22,}+", f"github_pat_{_A[:82]}", "github_pat_rotation"),
-    Pattern("GitLab", r"gl[a-z]{2,6}-(?=[\w-]{0,50}\d)[\w.-]{20,}+", f"glpat-{_A[:20]}", f"glpat-{_A[:19]}"),
+    Pattern("GitLab", r"gl[a-z]{2,6}-(?=[a-z_-]{0,50}[A-Z0-9])[\w.-]{20,}+", f"glpat-{_A[:20]}", f"glpat-{_A[:19]}"),
     Pattern("GitLab runner", r"GR1348941[\w-]{20,}+", f"GR1348941{_A[:20]}", f"GR1348941{_A[:19]}"),
     Pattern("Slack", r"x(?:ox[a-z]|app)-[\w-]{16,}+", f"xoxb-{_A[:24]}", f"xoxb-{_A[:15]}"),
     Pattern("Google API key", r"AIza[\w-]{35}(?![\w-])", f"AIza{_A[:35]}", f"AIza{_A[:34]}"),
@@ -68,7 +68,12 @@ CREDENTIALS: Final = (
     Pattern("Mailgun", r"key-[0-9a-f]{32}(?!\w)", f"key-{_H[:32]}", f"key-{_H[:31]}"),
     Pattern("Mailchimp", r"[0-9a-f]{32}-us\d{1,2}(?!\w)", f"{_H[:32]}-us12", f"{_H[:31]}-us12"),
     Pattern("Twilio", r"SK[0-9a-f]{32}(?!\w)", f"SK{_H[:32]}", f"SK{_H[:31]}"),
-    Pattern("Telegram", r"\d{8,10}:AA[\w-]{33}(?![\w-])", f"5102938475:AA{_A[:33]}", f"5102938475:AA{_A[:32]}"),
+    Pattern("Telegram", r"(?<!%)\d{5,16}:A[\w-]{34}(?![\w-])", f"5102938475:A{_A[:34]}", f"5102938475:A{_A[:33]}"),
+    Pattern("Hugging Face", r"(?:hf|api_org)_[A-Za-z0-9]{34}(?!\w)", f"hf_{_A[:34]}", f"hf_{_A[:33]}"),
+    Pattern("JFrog", r"(?:AKC|AP\d)[A-Za-z0-9]{10,}+(?![\w+/=-])", f"AKCp{_A[:69]}", "AKCp5"),
+    Pattern("Facebook", r"EAA[A-Za-z0-9]{80,}+(?![\w+/=-])", f"EAAC{_A[:99]}", f"EAAC{_A[:60]}"),
+    Pattern("Airtable", r"pat[A-Za-z0-9]{14}\.[0-9a-f]{64}(?!\w)", f"pat{_A[:14]}.{_H[:64]}", f"pat{_A[:14]}.{_H[:63]}"),
+    Pattern("OpenShift", r"sha256~[\w-]{43}(?![\w-])", f"sha256~{_A[:43]}", f"sha256:{_A[:43]}"),
     Pattern("Vault", r"hv[bsr]\.[\w-]{24,}+", f"hvs.{_A[:90]}", f"hvs.{_A[:23]}"),
     Pattern("Shopify", r"shp[a-z]{2}_[0-9a-fA-F]{32}(?!\w)", f"shpat_{_H[:32]}", f"shpat_{_H[:31]}"),
     Pattern("Databricks", r"dapi[0-9a-f]{32}(?:-\d)?(?!\w)", f"dapi{_H[:32]}", f"dapi{_H[:31]}"),
@@ -76,40 +81,73 @@ CREDENTIALS: Final = (
     Pattern("age", r"AGE-SECRET-KEY-1[A-Z0-9]{58}(?!\w)", f"AGE-SECRET-KEY-1{'QZ' * 29}", "AGE-SECRET-KEY-1"),
     Pattern(
         "an issuer's name and _",
-        r"(?:npm|hf|gsk|glsa|glc|sbp|lin_api|ntn|phc|figd|sntry[su]|whsec|aio|dckr_pat|rubygems|pscale_tkn|r8)_"
-        r"(?=[A-Za-z_-]{0,40}\d)[\w-]{28,}+",
+        r"(?:npm|gsk|glsa|glc|sbp|sgp|lin_api|ntn|phc|figd|sntry[su]|whsec|aio|dckr_[op]at|rubygems|pscale_\w{2,5}"
+        r"|r8|fo1|fm[12]r?|nfp|tfp|rdme|shippo_live|duffel_live|pnu|cfk)_(?=[A-Za-z_-]{0,40}\d)[\w-]{27,}+",
         f"npm_{_A[:36]}",
-        f"npm_{_A[:27]}",
+        f"npm_{_A[:26]}",
     ),
     Pattern(
         "an issuer's name and -",
-        r"(?:pypi|nvapi|xai|pplx|tskey-auth|xkeysib|NRAK|PMAK|sq0[a-z]{3})-(?=[A-Za-z_-]{0,40}\d)[\w-]{22,}+",
+        r"(?:pypi|nvapi|xai|pplx|tskey-auth|xkeysib|NRAK|PMAK|sq0[a-z]{3}|bedrock-api-key|pul|HRKU|FLWSECK(?:_TEST)?|A3)-"
+        r"(?=[a-z_-]{0,40}[A-Z0-9])[\w-]{22,}+",
         f"pypi-{_A[:85]}",
         f"pypi-{_A[:21]}",
     ),
 )
 """Unmistakable wherever they stand: what their issuers gave a prefix and a length to be found by."""
 
-_WORD: Final = r"((?:[^\s\"'\\]|[\"'\\](?=\w))++)"
+_WORD: Final = r"((?:[^\s\"'`\\]|[\"'\\](?=\w))++)"
+_ARGUMENT: Final = rf"(?:\"([^\"\n]+)|'([^'\n]+)|{_WORD})"
+# The rest of a command, up to the option that matters; a line can go on behind a backslash.
+_OPTIONS: Final = r"\b(?:[^\n\\]|\\\n?){0,400}?(?:\s|[\"'],\s?[\"'])"
 PLACES: Final = (
     Pattern(
         "Bearer",
-        r"[Bb](?i:earer)(?:[ \t]|%20){1,4}+(?![A-Za-z]?[a-z]*+(?![\w.+/=~-]))([\w.~+/=-]{6,}+)",
+        r"[Bb](?i:earer)(?:[ \t]|%20){1,4}+(?![A-Za-z]?[a-z]*+(?![\w.+/=~-]))(?!\w{1,32}+=[\w\"'])(?!-)([\w.~+/=-]{6,}+)",
         f"Bearer {_A[:20]}",
-        "Bearer authentication",
+        "Bearer realm=plant",
     ),
     Pattern(
         "curl -u",
-        r"curl\b(?:(?!curl)[^\n]){0,400}?\s(?:-[a-zA-Z]{0,4}u|--(?:proxy-)?user)[ =]{0,4}[\"']?"
-        rf"[\w.@%+-]{{1,99}}:[\"']?{_WORD}",
+        rf"curl{_OPTIONS}(?:-[a-zA-Z]{{0,4}}u|--(?:proxy-)?user)[ =]{{0,4}}"
+        rf"(?:\"[^\":\n]{{0,99}}:([^\"\n]+)|'[^':\n]{{0,99}}:([^'\n]+)|[\"']?[\w.@%+{{}}-]{{0,99}}[\"']?:[\"']?{_WORD}"
+        r"|[\"']?([^\s\"':]{6,99}):[\"'\s])",
         "curl -su bob:x https://h",
         "curl -u bob https://h:8883",
     ),
     Pattern(
         "mosquitto_sub -P",
-        rf"mosquitto_\w(?:(?!mosquitto_)[^\n]){{0,400}}?\s--?P[ =]{{0,4}}(?:\"([^\"\n]+)|'([^'\n]+)|{_WORD})",
+        rf"(?:mosquitto_\w++|mqttx|sqlcmd|bcp|zip){_OPTIONS}--?P(?:[\"'],\s?(?=[\"'])|[ =]{{0,4}}){_ARGUMENT}",
         "mosquitto_sub -u bob -P x",
         "mosquitto_sub -p 1883",
+    ),
+    Pattern(
+        "-u or -h, and -P",
+        rf"[\s\"']-[uh]{_OPTIONS}-P(?:[\"'],\s?(?=[\"'])|[ =])(?![\"']?\d{{1,5}}(?:[\s\"']|\Z)){_ARGUMENT}",
+        "tool -h plc -P x",
+        "mysql -h plc -P 3306",
+    ),
+    Pattern(
+        "-p",
+        rf"(?:sshpass|(?:docker|podman|helm|az|oc|skopeo)\s[^\n]{{0,40}}?login|mongo(?:sh|dump|restore|export|import)?(?=\s)){_OPTIONS}-p[ =]?{_ARGUMENT}",
+        "sshpass -p x ssh plc",
+        "ssh -p 2222 plc",
+    ),
+    Pattern("mysql -p", rf"(?:mysql|mariadb)\w{{0,10}}{_OPTIONS}-p{_ARGUMENT}", "mysql -u bob -px", "mysql -p plant"),
+    Pattern("redis-cli -a", rf"redis-cli{_OPTIONS}-a[ =]?{_ARGUMENT}", "redis-cli -a x ping", "redis-cli -p 6379"),
+    Pattern("ldap -w", rf"ldap\w{{2,9}}{_OPTIONS}-w[ =]?{_ARGUMENT}", "ldapsearch -w x", "ldapsearch -W"),
+    Pattern("openssl pass:", rf"-pass(?:in|out)?[ =]pass:{_WORD}", "-passin pass:x", "-passin file:x"),
+    Pattern(
+        "password files",
+        rf"(?:mosquitto_passwd|htpasswd)\s(?:-\w{{1,5}}\s){{0,4}}-\w{{0,4}}b\w{{0,4}}\s(?:[./~]\S{{0,99}}\s)?\S{{1,99}}\s{_ARGUMENT}",
+        "mosquitto_passwd -b /etc/pw bob x",
+        "mosquitto_passwd -c /etc/pw bob",
+    ),
+    Pattern(
+        "CONNECT in bytes",
+        r"MQTT\\x0[345](?:\\x[4-7c-f][0-9a-f]|[@-\[\]-~])[^\"'\n]{0,400}\\x00(?:\\x[0-9a-f]{2}|\\[nrt]|[^\\])([^\"'\n\\]+)",
+        r"MQTT\x04\xc2\x00<\x00\x02gw\x00\x03bob\x00\x08geheim42",
+        r"MQTT\x04\x02\x00<\x00\x02gw",
     ),
     Pattern(
         "paho's username_pw_set",
@@ -138,9 +176,16 @@ PLACES: Final = (
     ),
     Pattern(
         "cookies",
-        r"[Cc]ookie[\"']?[:,]\s?b?[\"']?[\w.-]{1,99}=([^\s;,\"'\\]{6,}+)",
-        f"Cookie: sid={_A[:16]}",
-        "cookie: lax",
+        r"[Cc]ookie[\"']?[:,]\s?b?[\"']?(?:(?!\[)[\w.-]{1,99}=(?!\[R)([^\s;,\"'\\]{6,}+)|(?:[\w.-]{1,99}=[^;\n]{0,99};\s?){1,9}?"
+        r"[\w.-]{1,99}=(?!\[R)([^\s;,\"'\\]{16,}+))",
+        f"Cookie: theme=dark; sid={_A[:16]}",
+        "Cookie: theme=dark; lang=de",
+    ),
+    Pattern(
+        "a value that changed",
+        r"\[REDACTED\]\\?[\"'] (?:->|=>) \\?[\"']([^\"'\n\\]+)",
+        'password = "[REDACTED]" -> "y"',
+        'password = "[REDACTED]" -> y',
     ),
     Pattern(
         "signatures",
@@ -151,7 +196,8 @@ PLACES: Final = (
 )
 """Where a secret stands by the grammar of a tool, a header or a call, with no key that says so."""
 _PLACE_HINT = re.compile(
-    r"bearer|curl|mosquitto_|username_pw_set|-adduser|-changeuser|-setsecret|keep|slack|cookie|sig|response="
+    r"bearer|curl|username_pw_set|-adduser|-changeuser|-setsecret|keep|slack|cookie|sig|response=|-> |=> |pass:|passwd |mqtt\\"
+    r"|[\s\"']-{1,2}p|-a|-w"
 )
 _PLACES = tuple(re.compile(row.expression) for row in PLACES)
 
@@ -172,14 +218,15 @@ _PEM = re.compile(
 )
 _URL = re.compile(
     r"""(?x) (?<=[A-Za-z0-9]) :(?:\\{0,3}+/){2} [^\s:/?\#"'<>\\\[]{0,256}+ :
-    (?! \d{1,5} (?: [/?\#,;:)\]}\\"'\s] | \Z ) )                                                # a port
+    (?! \d{1,5} (?: [/?\#;:)\]}\\"'\s] | (?<=\d\d\d), | ,(?![^\s/@"']{0,256}+@) | \Z ) )                                                # a port
     (?P<authority> (?: (?!://) [^\s"'\\/?\#] | \\(?!\\{0,16}+["'nrt]) )*+ )
     (?P<more> (?: (?!://) [^\s"'\\] | \\(?!\\{0,16}+["'nrt]) )*+ )"""
 )
 
 # A key is judged by its last word, so after the word it is over. Words are looked for in the text in lower case.
 _KEY_WORD = re.compile(
-    r"(?:pass(?:word|wd|wort|phrase|code)?s?|pwd|pswd|pw|secrets?|token|credentials?|creds|authorization|auth|psk|keys?"
+    r"(?:pass(?:word|wd|wort|phrase|code)?s?|pwd|pswr?d|pw|p/w|contrase[nñ]a|mot de passe|senha|wachtwoord|lösenord|hasło"
+    r"|пароль|密码|密碼|パスワード|비밀번호|비번|secrets?|token|credentials?|creds|authorization|auth|psk|keys?"
     r"|otp|sid|session)\d{0,2}(?!\w|[-.]\w)"
 )
 # Before the word: whose key or pass it is, and what makes it a flag that is on or off, or a command about a secret.
@@ -188,46 +235,67 @@ _KEY_OWNER = re.compile(
     r"|session|shared|sign|signing|ssh|storage|subscription|webhook|tls|ssl)[ _.-]?\Z"
 )
 _SHORT: Final = {"pass", "pw", "psk"}
+_NO_PASSWORDS: Final = {
+    *("secret", "secrets", "token", "credential", "credentials", "creds", "authorization", "auth", "psk", "key", "keys"),
+    *("otp", "sid", "session"),
+}
 _WEAK: Final = {"auth", "key", "keys", "otp", "sid", "session"}
 _PLAIN_OWNER = re.compile(
-    r"(?:\A|[^a-z0-9_-]|public|primary|foreign|cache|routing|partition|sort|row|object|idempotency|hash|group|index|lookup"
+    r"(?:\A|[^a-z0-9_ -]|\s\s|\b(?:for|with|the|by|of|and|has|from|to|in|at|no|as|info|debug|error|warn|warning|get|set|del|put"
+    r"|delete|redis|s3|record|map|dict|hit|miss|entry|a|this|that|its?)|public|primary|foreign|cache|routing|partition|sort|row|object|idempotency|hash|group|index|lookup"
     r"|message)[ _.-]?\Z"
 )
-_PASS_OWNER = re.compile(r"(?:db|user|root|key|store|admin|mqtt|require)\Z")
+_PASS_OWNER = re.compile(r"(?:db|user|root|key|store|admin|mqtt|require|\b(?:id|user)/)\Z")
 _NO_KEY = re.compile(
     r"(?<![a-z])(?:(?:is|has|no|use|needs?|requires?|allow|show)[_-]?|(?:unexpected|illegal|expected) )\Z"
-    r"|-(?:set|remove)\Z"
+    r"|-(?:set|remove|changeuser)\Z|jsonweb\Z|masked[_-]?\Z|\$\{[a-z0-9_]*\Z"
 )
 
+_FLAG = re.compile(r"(?:\A|[\[(,\"'=])-{1,2}[\w.-]*+\Z")
+_ASKS = re.compile(r"(?:get|read|load|fetch|find|ask|input|check|verif\w{1,5}|hash|code|field|is|has|for|valid\w{0,4})_?\Z")
+_SETTER = re.compile(r"(?:set|put|add|append|define|header)\w{0,32}\(\\{0,15}[\"'][\w.-]{0,64}\Z")
+# What comes before a name whose value follows without a sign between.
+# A pair of name and value that is in quotes as a whole, as systemd and shells have it.
+_ENVIRONMENT = re.compile(r"(?:environment=|(?:-e|--env|export|set)[ =])([\"'])\w*\Z")
+_DECLARES = re.compile(r"(?:\A|[\s\"'])(?:#?define|setx?|setenv|env|arg|export|-g?x|-d)[ \t]+[\"']?[\w.]*\Z")
 _PAIR = re.compile(r"[(\[]b?\\{0,15}[\"'][\w.-]{0,40}\Z")
 
 _QUOTE = r"\\{0,15}+[\"'`] | &(?:quot|\#0?3[49]|\#x2[27]); | %2[27]"
 _SEPARATOR = re.compile(
     rf"""(?xi)
     (?P<close> {_QUOTE} )?+
-    (?: [\])]{{0,2}}+ \*{{0,2}}+ [ \t]*+ (?: (?::[ \t]*+)?+ (?:str(?:ing)?|SecretStr)(?:[ ]?\|[ ]?None)?[ \t]*+(?==) )?+
+    (?: (?:\[\])?+ [\])]{{0,2}}+ \*{{0,2}}+ [ \t]*+
+          (?: :[ ]?&?(?:'static[ ])?[a-z][\w.<>\[\]|]{{0,30}}+(?:[ ]\|[ ]None)?[ ](?==[ ]) | (?::[ \t]*+)?+str(?:ing)?[ \t]*+(?==) )?+
           (?P<assign> [:?+.|!]{{1,3}}+= | =>?(?!=) | (?<=\s)={{2,3}}+ | ={{2,3}}+(?!\s) | :{{1,2}}+ | -> | %3[ad] )
           \*{{0,2}}+ [ \t]*+
           (?: [|>][+-]?[ \t]*+\r?\n[ \t]++ )?+
       | (?P<element> > ) \s*+ (?= [^<>]{{1,4096}}+</ )
-      | [ \t]++ (?: (?:for|of)[ \t]++ \S{{1,64}}+[ \t]++ (?: \S{{1,64}}+[ \t]++ )?? )?+
-          (?P<prose> (?:is|was|equals|(?:set|changed)[ ]to)[ ]++ (?: (?:now|set[ ]to)[ ]++ )?+ )
-      | (?P<named> (?(close) \s*+,?\s*+ | \s*+,\s*+ ) \\{{0,15}}+["']? value \\{{0,15}}+["']? \s*+ [:=] \s*+ )
+      | [ \t]++ (?P<whose> (?:for|of)[ \t]++ (?: (?!is[ ]|was[ ])[^\s:]{{1,64}}+[ \t]++ ){{0,4}}+ )?+
+          (?P<prose> (?:is|was|equals|ist|lautet|est|(?:set|changed)[ ]to) :?+ [ ]++ (?: (?:now|set[ ]to)[ ]++ )?+
+            | (?(whose) [^\s:]{{1,64}}+:[ ] | (?!) ) )
+      | (?P<named> (?(close) \s*+,?\s*+ | [ \t]*+[,\r\n]\s*+ ) \\{{0,15}}+["']? value \\{{0,15}}+["']? \s*+ [:=] \s*+ )
       | (?P<pair> \s*+,\s*+ ) (?= b?\\{{0,15}}+["'] )
       | (?P<call> \( ) (?= b?["'] )
       | (?P<dash> [ \t]++-[ \t]++ ) (?= ["'] )
       | (?P<space> [ \t]++ )
     )"""
 )
+# A call that looks a secret up by a name, or asks for it, has none among its arguments.
+_LOOK_UP: Final = (
+    r"[\w.:]{0,40}(?i:get|env|fetch|load|read|find|look|var|conf|setting|header|param|opt|arg|prompt|input|ask|field|column"
+    r"|label|text|trans|request|query|select|form|cookie|resolve|split|join|replace|strip|format|hash|code"
+    r"|(?:pass\w{0,6}|pwd|token|key|secret)\.|\b_|\bt)[\w.:]{0,40}\("
+)
 _OPENING = re.compile(
-    rf"""(?x) (?: \w{{0,12}}(?:[Ss]tr|Secret|[Bb]ytes|bytearray)\( )?+ (?: \[[ \t]*+ )?+ [bBrRuUfF$@]{{0,2}}+
-    (?P<quote> \"{{3}} | '{{3}} | {_QUOTE} )"""
+    rf"""(?x) (?: ConvertTo-SecureString[ ](?:-String[ ])?
+        | (?:new[ ])?+ (?!{_LOOK_UP}) [A-Za-z_][\w.:]{{0,40}}+ \( (?= b?[\"'] (?![A-Z_]{{1,40}}[\"']) ) )?+
+    (?: \[[ \t]*+ )?+ [bBrRuUfF$@]{{0,2}}+ (?P<quote> \"{{3}} | '{{3}} | {_QUOTE} )"""
 )
 # A quote after a key that stands inside quotes itself closes them, when what follows it looks like the outside.
-_OUTSIDE = re.compile(r"[ \t]*+[,)\]}:+;%]")
+_OUTSIDE = re.compile(r"[ \t]*+[,)\]}:+;%]|[ \t]+(?:(?![\w\"'])|\$?[A-Za-z_]{1,64}+(?=\s*(?:;|\n|\Z)))")
 _SCHEME = re.compile(
     r"(?i)(?:bearer|basic|token|apikey|digest|negotiate|ntlm|splunk|bot|jwt|oauth|key|sharedaccesssignature|aws4-[\w-]{11})"
-    r"(?:[ \t]|%20|\+){1,4}+(?=[^\s\"'])"
+    r"(?:[ \t]{1,4}+|%20|\+)(?=[^\s\"'])"
 )
 # What can end a bare value: a delimiter with no more of the same word behind it, or with the next key.
 _STOP = re.compile(
@@ -235,11 +303,14 @@ _STOP = re.compile(
           | \[(?:FILE|CERT)[A-Z ]{5,9}REDACTED\] )
       | [\s\\]
       | , (?= \\{0,15}["'] )
-      | [,;&|] (?= \s | \Z | (?:amp|quot|\#\d\d); | [A-Za-z_][\w.%-]{2,64}+[=:] ) | & (?= [\w.%-]{1,64}+= )
+      | [,;&|] (?= \s | \Z | (?:amp|quot|\#\d\d); | [A-Za-z_][\w.%-]{0,64}+[=:] ) | & (?= [\w.%-]{1,64}+= )
       | (?P<closer> ["'`)\]}>] ) (?= \s | \Z | [,;:.&|<\\"'`)\]}>+%({\[] )
-      | < (?=/)"""
+      | < (?=/) | (?P<fragment> \# )"""
 )
+_IN_QUERY = re.compile(r"[?&][\w.%-]*\Z")
 _OPENER: Final = {")": "(", "]": "[", "}": "{", ">": "<"}
+_LISTED = re.compile(r"\[(?![A-Z ]{0,12}REDACTED\])(?=[^\s\[\]\"'][^\[\]\"'\n]{0,200}\])")
+_NEXT_KEY = re.compile(r"[A-Za-z_][\w.-]{0,64}=[^=\s]")
 _BUFFER = re.compile(r"<Buffer[0-9a-f ]++")
 _ELEMENT = re.compile(r"(?:[^<>\s]++|\s++(?!<))++")
 _NUMBER = re.compile(r"-?\d[\d.]*+(?:[eE][+-]?\d++)?+(?=\s*+(?:[,}\]]|\Z))")
@@ -248,37 +319,48 @@ _END = r"(?= \Z | [\s,;:&|\"'`)\]}>\\<@/] | [.!?](?!\w) )"
 # Rule 7: what stands where a value would and is none.
 _NOTHING = re.compile(
     rf"""(?xi)(?: none | null | nil | undefined | n/a | true | false | yes | no | on | off | bearer | basic | \s+
-      | [*•.]{{2,}}+ | x{{3,}}+ | \?
+      | [*•.]{{2,}}+ | x{{3,}}+ | [?~] | \((?:sensitive|known|write-only)[ ][a-z -]{{3,30}}\)
       | \$\{{{{1,2}}[^}}\n]{{0,99}}\}}{{1,2}} | \$\([^)\n]{{0,99}}\) | \$(?-i:[A-Z_][A-Z0-9_]*+|\d) | %[A-Z_]++%
-      | \{{{{1,2}}[\w .:!\[\]"'-]{{0,99}}\}}{{1,2}} | %(?:\(\w{{1,64}}\))?[sdr] | <[a-z][a-z _-]{{0,60}}>
-      | \[(?:certificate[ ]|file[ ]path[ ])?redacted\]
+      | \{{\{{[^{{}}\n]{{0,99}}\}}\}} | \{{[\w.:!\[\]"']{{0,40}}\}} | %(?:\(\w{{1,64}}\))?[sdr] | <[a-z][a-z _-]{{0,60}}>
+      | \[(?:certificate[ ]|file[ ]path[ ])?redacted\] | \[(?-i:[A-Z][A-Z_ ]{{2,30}})\]
       | [\[(<*]{{1,3}}(?:hidden|masked|redacted|removed|filtered|omitted|not[ ]set|unset|empty|none|null)[\])>*]{{1,3}}
     ) {_END}"""
 )
 _CONTAINER = re.compile(r"[\[{(](?=[\s\[\]{}()]|\Z|\\{0,15}+[\"'][^\"'\n]{0,64}[\"']\s{0,4}[:,\])}])")
-# What a bare value is when it is code or a remark: something looked up, called or named after a secret; a type; a word.
-_CODE = re.compile(
-    rf"""(?x)(?: (?:self|cls|this|os|sys|config|cfg|settings|options|opts|args|kwargs|env|environ|process|request|ctx)
-        (?: \??\.\w{{1,64}}+ ){{1,8}}+ (?: [(\[][^\n]{{0,99}} )?
-      | (?: (?: \w{{1,64}}+[.] ){{0,6}}+ _{{0,2}} (?:[A-Za-z]{{1,32}}_){{1,4}} | (?: \w{{1,64}}+[.] ){{1,6}}+ )
-        (?i:password|passwd|secret|token|key|credentials?)
-      | (?: get|load|read|fetch|make|input|environ|await )\w{{0,64}}[(\[ ][^\n]{{0,99}}
-    ) {_END}"""
+# What a bare value is when it is code: names that are followed, called or indexed.
+_EXPRESSION = re.compile(
+    r"""(?x) [!&*]{0,2}+ (?: (?:new|await|not)[ ] )?+ (?P<names> \$?[A-Za-z_]\w*+ (?: (?: \??\. | :: | -> ) [A-Za-z_]\w*+ )*+ )
+    (?P<open> \( (?= [\w"')\]*&$(\[{:-] | \s*\Z | \s*\n ) | \??\.?\[ (?=[\w"':-]) | \{ (?=\w+:) )?+"""
+)
+_CLOSED = re.compile(r"\s*+\Z|\s*\n|[^\n]{0,200}?(?:[)\]}]|[,({\[]\s{0,4}(?:\n|\Z))")
+_OPERATOR = re.compile(r" (?:if|else|or|and|\?{1,2}|&&|\|\|) ")
+_LETTERS = re.compile(r"[A-Za-z_.:>?$-]+")
+_NAME_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
+_ROOT = re.compile(
+    r"(?:self|cls|this|os|sys|config|cfg|settings|options|opts|args|kwargs|env|environ|process|request|req|ctx|var|local"
+    r"|module|data)\W"
 )
 _TYPE_OR_REMARK = re.compile(
-    r"""(?xi)(?: str | string | bytes | int | bool | text | any | SecretStr | Optional\[\w+\]
+    r"""(?xi)(?: &?str | string | bytes | int | bool | text | any | SecretStr | Option(?:al)?[\[<]\w+[\]>]
+      | (?:var)?char\(\d+ | \((?:Optional|str|bytes|Union)[^()\n]{0,40}\)
+      | [A-Z][a-z]+(?=(?:[ ][A-Za-z][a-z'-]*,?){2,20}\.\s*(?:\Z|\n))                       # a sentence
       | not? | never | too | the | an? | in | on | at | for | from | to | with | by | be | been | also | only | still
       | must | should | may | can | cannot | will | has | have | if | when | because | but | or | and | is | are | was
       | were | missing | invalid | incorrect | wrong | empty | unset | valid | ok | optional | unknown | weak | strong
       | short | long | mandatory | different | same | fine | safe | set | reset | sent | lost | kept | hidden | please
-      | [a-z]{2,16}(?:ed|ing|able|ible)
+      | via | keep | this | that | it | you | your | option | flag | argument | write | read | [a-z]{2,16}(?:ed|ing|able|ible)
     ) (?= \Z | [\s.,;:!?)|=] )"""
 )
 _COUNT = re.compile(r"\d{1,4}")
+# After a complaint the text behind the colon is the reason.
+_COMPLAINT = re.compile(r"(?:fail|cannot|could not|unable|error|invalid|denied|expired|rejected)[^\n]{0,48}\Z")
+_REASON = re.compile(r"[a-z]+ ")
 _REFERENCE = re.compile(r"\w{2,16}://")
-_DIRECTORY = re.compile(r"[/~\\]|[A-Za-z]:[\\/]")
-_LETTERS_AND_DIGITS = re.compile(r"(?=\D{0,99}\d)(?=[^A-Za-z]{0,99}[A-Za-z])(?!(?i:sha|md|v|utf|base)-?\d)[^=:]{6,}")
+_DIRECTORY = re.compile(r"(?:[/~]|\\\\|[A-Za-z]:[\\/])[\w./\\ :~@-]*")
+_LETTERS_AND_DIGITS = re.compile(r"(?=\D{0,99}\d)(?=[^A-Za-z]{0,99}[A-Za-z])(?!(?i:sha|md|v|utf|base)-?\d)[^=:]{6,}={0,2}")
 _RANDOM = re.compile(r"(?P<digest>[0-9a-fA-F-]{16,}+(?![\w+/=~.]))|[A-Za-z0-9+/_~-]{16,}+={0,2}(?![\w.])")
+_LONG: Final = 20
+_MIXED = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])[!-~]{12,}")
 _KIND_OF_CHARACTER = re.compile(r"[a-z]+|[A-Z]+|\d+")
 
 _PATH_HINT = re.compile(
@@ -287,9 +369,9 @@ _PATH_HINT = re.compile(
 )
 _PATH = re.compile(
     r"""(?x)
-      (?: \A | (?<=["'`]) ) (?: [A-Za-z]:[\\/] | \\{2,8}(?=\w) | ~?/ ) [\w.@+~-]{1,99}+         # in quotes: with spaces
+      (?: \A(?=[^"'`\n]{0,999}\Z) | (?<=["'`]) ) (?: [A-Za-z]:[\\/] | \\{2,8}(?=\w) | ~?/ ) [\w.@+~-]{1,99}+         # in quotes: with spaces
         (?: [\\/ ]{1,8}+ [\w.()@+~$-]{1,99}+ ){0,30}+ (?= \Z | \\{0,15}+["'`] )
-    | (?: (?<![\w.~/\\-]) | (?<=\\[nrt]) ) (?! (?<=:)// ) (?: file:// )?+                            # POSIX
+    | (?: (?<![\w.~/\\<-]) | (?<=\\[nrt]) ) (?! (?<=:)// ) (?: file:// )?+                            # POSIX
         (?: ~[\w-]{0,32}+ | \.{1,2} | \$\{?\w{1,64}+\}? )?+ (?: /{1,3}+ [^\s/\\"'`<>|,;:()\[\]{}=&*?]++ )++ /?
     | (?: (?<![A-Za-z0-9]) [A-Za-z]: | %\w{1,32}% | (?<![\\\w]) \\{2,8}+ [\w.$-]++ )                # Windows, UNC
         (?: [\\/]{1,8}+ (?: [\w.()~$@+-]++ (?:[ ][\w.()~$@+-]++){0,3} (?=[\\/]) | [\w.~$@+-]++ ) )++
@@ -305,10 +387,13 @@ _KEY_MATERIAL = re.compile(
     | / \.(?:ssh|aws|kube|gnupg|azure) (?: / | \Z )
     | \A (?:/|~|\.|\$|[a-z]:|file:) (?:.{0,256}/)?secrets/.
     | / (?: run/secrets | (?:ssl|tls)/private | \.docker/config\.json | gcloud/ )
-    | (?: passwd | pwfile | password_?file | /passwords?\.txt | mosquitto/passwords? )\Z
+    | / (?<!bin/) [^/]{0,64} (?: passwd | pwfile | password_?file )\Z
+    | / (?: passwords?\.txt | mosquitto/passwords? )\Z
     | (?: credentials | service[-_]account[\w-]{0,64} )\.json\Z
     """
 )
+# A Kubernetes secret calls its entries tls.crt and tls.key.
+_YAML_BLOCK = re.compile(r":[ ]{1,4}(?:\[[A-Z]|[|>\"-]|LS0t)")
 _SOURCE_FILE = re.compile(r"\.(?:py|pyi|js|ts|go|rs|java|c|h|cc|cpp|cs|rb|php|lot|md|rst|html?|css|log)\Z")
 
 
@@ -408,6 +493,8 @@ def _without_credentials(word: re.Match[str]) -> str:
 def _path_marker(found: re.Match[str]) -> str:
     path = found[0].rstrip(".")
     plain = re.sub(r"[\\/]++", "/", path.lower())
+    if "/" not in plain and _YAML_BLOCK.match(found.string, found.end()):
+        return found[0]
     if _SOURCE_FILE.search(plain) or not _KEY_MATERIAL.search(plain):
         return found[0]
     return PATH_MARKER + found[0][len(path) :]
@@ -423,10 +510,20 @@ class _Key(NamedTuple):
     """The word has other meanings as well: only a value that a machine made is a secret."""
     before: str
     """The text in front of the word, in lower case."""
+    apart: bool
+    """The word is one by itself, not the end of a longer one."""
 
     @property
     def password(self) -> bool:
-        return self.word.startswith("p") and self.word != "psk"
+        return self.word not in _NO_PASSWORDS
+
+    @property
+    def name(self) -> str:
+        """The whole name, without underscores in front."""
+        start = len(self.before)
+        while start and (self.before[start - 1].isalnum() or self.before[start - 1] == "_"):
+            start -= 1
+        return self.before[start:].lstrip("_") + self.word
 
     @property
     def lead(self) -> str:
@@ -437,7 +534,7 @@ class _Key(NamedTuple):
     @property
     def flag(self) -> bool:
         """Whether it is a flag on a command line, or in the list of its arguments."""
-        return self.lead.lstrip("[(,\"'\\").startswith("-")
+        return _FLAG.search(self.lead) is not None
 
 
 def _keys(text: str) -> Iterator[_Key]:
@@ -451,12 +548,9 @@ def _keys(text: str) -> Iterator[_Key]:
         apart = not (before[-1:].isalnum() or before.endswith(("+", "/"))) or (
             text[start].isupper() and text[start - 1].islower()
         )
-        if word in _SHORT and not apart:
-            apart = _PASS_OWNER.search(nearest) is not None
-        elif not weak:
-            apart = True
-        if apart and not _NO_KEY.search(nearest):
-            yield _Key(word, start, found.end(), weak, before)
+        if apart or (_PASS_OWNER.search(nearest) if word in _SHORT else not weak):
+            if not _NO_KEY.search(nearest):
+                yield _Key(word, start, found.end(), weak, before, apart)
 
 
 def _key_of(name: str) -> _Key | None:
@@ -478,7 +572,11 @@ def _is_random(value: re.Match[str] | None, key: _Key) -> bool:
     """Whether a machine made it: its characters change kind more often than in words. A digest needs an owner's key."""
     if value is None or (value["digest"] is not None and _PLAIN_OWNER.search(key.before[-_OWNER:])):
         return False
-    return len(_KIND_OF_CHARACTER.findall(value[0])) > len(value[0]) * 0.4
+    return _changes_kind(value[0])
+
+
+def _changes_kind(text: str) -> bool:
+    return len(_KIND_OF_CHARACTER.findall(text)) > len(text) * 0.4
 
 
 def _redact_json(text: str, redact: Callable[[str], str]) -> str:
@@ -529,7 +627,7 @@ def _random_value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, 
     """Find what follows a weak key, if a machine made it."""
     opening = _OPENING.match(text, separator.end())
     value = _RANDOM.match(text, opening.end() if opening else separator.end())
-    if value is None or separator["space"] or not _is_random(value, key):
+    if value is None or separator["space"] or not _is_random(value, key) or _key_of(value[0]):
         return 0, 0, ""
     return *value.span(), MARKER
 
@@ -541,22 +639,31 @@ def _value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, st
         opening = None
     start = opening.end() if opening else separator.end()
     sure, likely = _follows(key, separator, quoted=opening is not None)
-    if not likely:
+    if not likely or (opening is None and separator[0][:2] == "= " and _NEXT_KEY.match(text, start)):
         return start, start, ""
+    listed = opening is None and _LISTED.match(text, start) is not None and not _NOTHING.match(text, start)
+    start += listed
     if scheme := _SCHEME.match(text, start):
         start = scheme.end()
-    end, marker = _extent(key, separator, opening, text, start)
+    end, marker = (text.index("]", start), MARKER) if listed else _extent(key, separator, opening, text, start)
     value = text[start:end]
     if len(value) > _LONGEST_HARMLESS:
         secret = True
-    elif not value or _NOTHING.fullmatch(value):
+    elif not value or _NOTHING.fullmatch(value.rstrip() or " "):
         secret = False
+    elif not sure and not key.password and separator["space"]:
+        secret = _MIXED.fullmatch(value) is not None and (_changes_kind(value) or (len(value) >= _LONG and value.isalnum()))
     elif not sure:
-        secret = _LETTERS_AND_DIGITS.fullmatch(value) is not None
-    elif separator["pair"] and not key.flag:
+        secret = _LETTERS_AND_DIGITS.fullmatch(value) is not None and (
+            opening is not None or not _is_code_or_remark(key, separator, text, start, end)
+        )
+    elif separator["pair"] and not (key.flag or _SETTER.search(key.before)):
         secret = text[end + 1 : end + 2] in {")", "]"} and not _key_of(value)
     else:
-        secret = opening is not None or not _is_code_or_remark(key, separator, text, start, end)
+        secret = not (key.word == "pwd" and _DIRECTORY.fullmatch(value)) and (
+            (opening is not None and not (opening["quote"] == "`" and separator[0] == "=" and " " in value))
+            or (opening is None and not _is_code_or_remark(key, separator, text, start, end))
+        )
     return start, end if secret else start, marker
 
 
@@ -564,18 +671,21 @@ def _follows(key: _Key, separator: re.Match[str], *, quoted: bool) -> tuple[bool
     """Say whether a value of the key follows for sure, and whether one is likely to."""
     match separator.lastgroup:
         case "pair":
-            sure = key.flag or _PAIR.search(key.lead) is not None
+            sure = key.flag or _PAIR.search(key.lead) is not None or _SETTER.search(key.before) is not None
             return sure, sure
         case "call":
-            return key.password, key.password
+            sets = key.password and not _ASKS.search(key.before)
+            return sets, sets
         case "prose":
-            return key.password, True
+            return key.password or quoted, True
         case "space":
             lead = key.lead
             sure = key.flag or (quoted and (key.password or key.before[: -len(lead) or None].endswith("with ")))
-            if not sure and lead.endswith("_"):
-                sure = key.before.rpartition("\n")[2].lstrip() == lead
-            return sure, sure or key.password
+            if not sure:
+                sure = _DECLARES.search(key.before) is not None or (
+                    lead.endswith("_") and key.before.rpartition("\n")[2].lstrip() == lead
+                )
+            return sure, True
         case _:
             return True, True
 
@@ -597,7 +707,13 @@ def _extent(
 
 def _bare_end(key: _Key, text: str, start: int) -> int:
     """Find where a bare value ends; a quote or bracket ends it if one was opened before the key."""
+    if _ENVIRONMENT.search(key.before):
+        quoted = text.find(_ENVIRONMENT.search(key.before)[1], start, start + _LONGEST_HARMLESS)
+        if quoted > 0:
+            return quoted
     for stop in _STOP.finditer(text, start):
+        if stop["fragment"] and not _IN_QUERY.search(key.lead):
+            continue
         closer = stop["closer"]
         opened = key.before.count(_OPENER.get(closer, closer)) if closer else 1
         ended = opened > key.before.count(closer) if closer in _OPENER else opened % 2
@@ -614,10 +730,13 @@ def _closing(text: str, start: int, opening: re.Match[str]) -> int:
     """
     mark = opening["quote"].lstrip("\\")
     slashes = len(opening["quote"]) - len(mark)
+    doubled = -1  # where the second of two quotes stands that are one of the value's (YAML, SQL, CSV)
     for found in re.compile(rf"(\\*+){mark}|\\++|\n").finditer(text, start):
         if found[0] == "\n":
             return found.start()
-        if found[1] is not None and (len(found[1]) < slashes or (len(found[1]) - slashes) % (2 * slashes + 2) == 0):
+        if mark in {"'", '"'} and not found[1] and text.startswith(mark, found.end()) and found.start() > start:
+            doubled = found.end()
+        elif found[1] is not None and found.start() != doubled and (len(found[1]) < slashes or (len(found[1]) - slashes) % (2 * slashes + 2) == 0):
             end = found.end() - len(mark) - min(slashes, len(found[1]))
             bracket = text.find("]", end, end + _LONGEST_HARMLESS) if "[" in opening[0] else -1
             return end if bracket < 0 else text.rfind(opening["quote"], end, bracket)
@@ -628,16 +747,43 @@ def _is_code_or_remark(key: _Key, separator: re.Match[str], text: str, start: in
     """Whether a bare value is none: a name, call or type in a line of source, a remark, a count, a directory."""
     value = text[start:end]
     nothing = _NOTHING.match(text, start)
+    assign = separator["assign"] or ""
     return (
-        (nothing is not None and (not nothing[0][0].isalnum() or not text[nothing.end() : end].strip(".!?")))
+        (nothing is not None and (not nothing[0][0].isalnum() or not text[nothing.end() : end].strip(".!?:")))
         or _CONTAINER.match(text, start) is not None
         or (separator["space"] is not None and value.startswith("-"))
+        or assign.startswith(("==", "!="))
         or ((not key.password or key.word in _SHORT) and _COUNT.fullmatch(value) is not None)
         or (not key.password and _REFERENCE.match(value) is not None)
-        or (key.word == "pwd" and _DIRECTORY.match(value) is not None)
-        or ((separator["prose"] is not None or ":" in separator[0]) and _TYPE_OR_REMARK.match(text, start) is not None)
-        or value.strip("_").lower() == key.word
-        or _CODE.match(text, start) is not None
+        or (not assign.endswith("=") and _TYPE_OR_REMARK.match(text, start) is not None)
+        or (not key.password and ":" in assign and _COMPLAINT.search(key.before) and _REASON.match(text, start) is not None)
+        or value.strip("_$:@").lower() == key.word
+        or _is_code(key, separator, text, start, end)
+    )
+
+
+def _is_code(key: _Key, separator: re.Match[str], text: str, start: int, end: int) -> bool:
+    """Whether a bare value is an expression: a call, an index, or names that lead to something named like a secret."""
+    found = _EXPRESSION.match(text, start)
+    if found is None:
+        return False
+    names = found["names"]
+    if found["open"]:
+        # Names are made of words; what a machine made is not.
+        made_of_words = len(_NAME_PIECE.findall(names)) <= len(names) * 0.4
+        return len(names) > 2 and made_of_words and _CLOSED.match(text, found.end()) is not None  # noqa: PLR2004
+    if found.end() < end:
+        return False
+    if names.lower().rpartition(".")[2].lstrip("_") == key.name or ("." in names and _OPERATOR.match(text, end)):
+        return True
+    if not _LETTERS.fullmatch(names):
+        return False
+    last = _key_of(names)
+    return (
+        (last is not None and last.apart and last.start > 0)
+        or (names[0] == "$" and (key.lead.startswith("$") or text.startswith(";", end)))
+        or _ROOT.match(names) is not None
+        or (separator[0].startswith(" ") and len(re.findall(r"\W", names)) > 1)
     )
 
 
@@ -727,7 +873,7 @@ def _spelled_piece(piece: str) -> str:
     percent = "".join(rf"%(?:25){{0,3}}{byte:02x}" for byte in utf8)
     entity = f"&(?:amp;){{0,3}}(?:#0*{ord(piece)}|#x0*{ord(piece):x}|{_HTML_NAMES.get(piece, 'amp')});"
     escapes = f"{letter}|{units}|{octets}|x{ord(piece):02x}|U{ord(piece):08x}"
-    return rf"(?:{_BACKSLASH}{{0,16}}+(?:{own}|(?i:{escapes}|{percent}))|(?i:{entity}))"
+    return rf"(?:{_BACKSLASH}{{0,16}}+(?:{own}|(?i:{escapes}|{percent}|{entity})))"
 
 
 def _base64(value: str) -> list[tuple[str, str]]:
