@@ -21,6 +21,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
+from urllib.parse import quote
 
 MARKER: Final = "[REDACTED]"
 CERTIFICATE_MARKER: Final = "[CERTIFICATE REDACTED]"
@@ -247,12 +248,14 @@ _PLAIN_OWNER = re.compile(
 )
 _PASS_OWNER = re.compile(r"(?:db|user|root|key|store|admin|mqtt|require|\b(?:id|user)/)\Z")
 _NO_KEY = re.compile(
-    r"(?<![a-z])(?:(?:is|has|no|use|needs?|requires?|allow|show)[_-]?|(?:unexpected|illegal|expected) )\Z"
-    r"|-(?:set|remove|changeuser)\Z|jsonweb\Z|masked[_-]?\Z|\$\{[a-z0-9_]*\Z"
+    r"(?<![a-z])(?:(?:is|has|no|use|needs?|requires?|allow|show)[_-]?|(?:unexpected|illegal|expected|it) )\Z"
+    r"|-(?:set|remove|changeuser)\Z|(?:jsonweb|cancellation_?|masked[_-]?)\Z|\$\{[a-z0-9_]*\Z"
 )
 
 _FLAG = re.compile(r"(?:\A|[\[(,\"'=])-{1,2}[\w.-]*+\Z")
+_CHANGES = re.compile(r"\b(?:re)?(?:set|chang|updat)\w{0,4} [\w ]{0,24}\Z")
 _ASKS = re.compile(r"(?:get|read|load|fetch|find|ask|input|check|verif\w{1,5}|hash|code|field|is|has|for|valid\w{0,4})_?\Z")
+_REMOVES = re.compile(r"(?:get|delete|remove|has|pop|find|check|contains|includes)\(b?[\"'][\w.-]*\Z")
 _SETTER = re.compile(r"(?:set|put|add|append|define|header)\w{0,32}\(\\{0,15}[\"'][\w.-]{0,64}\Z")
 # What comes before a name whose value follows without a sign between.
 # A pair of name and value that is in quotes as a whole, as systemd and shells have it.
@@ -271,10 +274,11 @@ _SEPARATOR = re.compile(
           (?: [|>][+-]?[ \t]*+\r?\n[ \t]++ )?+
       | (?P<element> > ) \s*+ (?= [^<>]{{1,4096}}+</ )
       | [ \t]++ (?P<whose> (?:for|of)[ \t]++ (?: (?!is[ ]|was[ ])[^\s:]{{1,64}}+[ \t]++ ){{0,4}}+ )?+
-          (?P<prose> (?:is|was|equals|ist|lautet|est|(?:set|changed)[ ]to) :?+ [ ]++ (?: (?:now|set[ ]to)[ ]++ )?+
+          (?P<prose> (?:is|was|equals|ist|lautet|est|to|(?:set|changed)[ ]to) :?+ [ ]++ (?: (?:now|set[ ]to)[ ]++ )?+
             | (?(whose) [^\s:]{{1,64}}+:[ ] | (?!) ) )
       | (?P<named> (?(close) \s*+,?\s*+ | [ \t]*+[,\r\n]\s*+ ) \\{{0,15}}+["']? value \\{{0,15}}+["']? \s*+ [:=] \s*+ )
       | (?P<pair> \s*+,\s*+ ) (?= b?\\{{0,15}}+["'] )
+      | (?P<with> (?(close) [ \t]++ with[ \t]++ | (?!) ) ) (?= \\{{0,15}}+["'] )
       | (?P<call> \( ) (?= b?["'] )
       | (?P<dash> [ \t]++-[ \t]++ ) (?= ["'] )
       | (?P<space> [ \t]++ )
@@ -283,7 +287,8 @@ _SEPARATOR = re.compile(
 # A call that looks a secret up by a name, or asks for it, has none among its arguments.
 _LOOK_UP: Final = (
     r"[\w.:]{0,40}(?i:get|env|fetch|load|read|find|look|var|conf|setting|header|param|opt|arg|prompt|input|ask|field|column"
-    r"|label|text|trans|request|query|select|form|cookie|resolve|split|join|replace|strip|format|hash|code"
+    r"|label|text|trans|request|query|select|form|cookie|resolve|split|join|replace|strip|format|hash|code|err"
+    r"|exception|message|buffer"
     r"|(?:pass\w{0,6}|pwd|token|key|secret)\.|\b_|\bt)[\w.:]{0,40}\("
 )
 _OPENING = re.compile(
@@ -292,9 +297,9 @@ _OPENING = re.compile(
     (?: \[[ \t]*+ )?+ [bBrRuUfF$@]{{0,2}}+ (?P<quote> \"{{3}} | '{{3}} | {_QUOTE} )"""
 )
 # A quote after a key that stands inside quotes itself closes them, when what follows it looks like the outside.
-_OUTSIDE = re.compile(r"[ \t]*+[,)\]}:+;%]|[ \t]+(?:(?![\w\"'])|\$?[A-Za-z_]{1,64}+(?=\s*(?:;|\n|\Z)))")
+_OUTSIDE = re.compile(r"[ \t]*+[,)\]}:+;%]|[ \t]+(?:(?![\w\"'])|\$?[A-Za-z_]\w{0,64}+(?=\s*(?:;|\n|\Z)))")
 _SCHEME = re.compile(
-    r"(?i)(?:bearer|basic|token|apikey|digest|negotiate|ntlm|splunk|bot|jwt|oauth|key|sharedaccesssignature|aws4-[\w-]{11})"
+    r"(?i)(?:bearer|basic|token|apikey|digest|negotiate|ntlm|splunk|bot|jwt|oauth(?![ ]\d\.)|key|sharedaccesssignature|aws4-[\w-]{11})"
     r"(?:[ \t]{1,4}+|%20|\+)(?=[^\s\"'])"
 )
 # What can end a bare value: a delimiter with no more of the same word behind it, or with the next key.
@@ -320,20 +325,27 @@ _END = r"(?= \Z | [\s,;:&|\"'`)\]}>\\<@/] | [.!?](?!\w) )"
 _NOTHING = re.compile(
     rf"""(?xi)(?: none | null | nil | undefined | n/a | true | false | yes | no | on | off | bearer | basic | \s+
       | [*•.]{{2,}}+ | x{{3,}}+ | [?~] | \((?:sensitive|known|write-only)[ ][a-z -]{{3,30}}\)
-      | \$\{{{{1,2}}[^}}\n]{{0,99}}\}}{{1,2}} | \$\([^)\n]{{0,99}}\) | \$(?-i:[A-Z_][A-Z0-9_]*+|\d) | %[A-Z_]++%
-      | \{{\{{[^{{}}\n]{{0,99}}\}}\}} | \{{[\w.:!\[\]"']{{0,40}}\}} | %(?:\(\w{{1,64}}\))?[sdr] | <[a-z][a-z _-]{{0,60}}>
+      | \$\{{{{1,2}}[^}}\n]{{0,99}}\}}{{1,2}} | \$\([^)\n]{{0,99}}\) | \$(?-i:[A-Z_][A-Z0-9_]*+|[A-Za-z_]{{3,64}}|\d) | %[A-Z_]++%
+      | \{{\{{[^{{}}\n]{{0,99}}\}}\}} | [:\#$]?\{{[\w.:!\[\]"']{{0,40}}\}} | \\\([\w.]{{1,64}}\)
+      | %(?:\(\w{{1,64}}\))?[+\#]?[sdrvqx@] | <[a-z][a-z_ ()/|.,-]{{0,60}}> | ![a-z]{{2,20}}(?=[ ]\w)
       | \[(?:certificate[ ]|file[ ]path[ ])?redacted\] | \[(?-i:[A-Z][A-Z_ ]{{2,30}})\]
       | [\[(<*]{{1,3}}(?:hidden|masked|redacted|removed|filtered|omitted|not[ ]set|unset|empty|none|null)[\])>*]{{1,3}}
     ) {_END}"""
 )
-_CONTAINER = re.compile(r"[\[{(](?=[\s\[\]{}()]|\Z|\\{0,15}+[\"'][^\"'\n]{0,64}[\"']\s{0,4}[:,\])}])")
+_CONTAINER = re.compile(r"[\[{(](?=[\s\[\]{}()]|\Z|[a-z]{1,20}:\s|\\{0,15}+[\"'][^\"'\n]{0,64}[\"']\s{0,4}[:,\])}])")
 # What a bare value is when it is code: names that are followed, called or indexed.
 _EXPRESSION = re.compile(
-    r"""(?x) [!&*]{0,2}+ (?: (?:new|await|not)[ ] )?+ (?P<names> \$?[A-Za-z_]\w*+ (?: (?: \??\. | :: | -> ) [A-Za-z_]\w*+ )*+ )
-    (?P<open> \( (?= [\w"')\]*&$(\[{:-] | \s*\Z | \s*\n ) | \??\.?\[ (?=[\w"':-]) | \{ (?=\w+:) )?+"""
+    r"""(?x) [!&*(]{0,2}+ (?: (?:new|await|not|try[?!]?|if)[ ]\(?+ )?+ (?P<names> \$?[A-Za-z_]\w*+ (?: (?: \??\. | :: | -> ) [A-Za-z_]\w*+ )*+ )
+    (?P<open> \( (?= [\w"')\]*&$(\[{:-] | \s*\Z | \s*\n ) | \??\.?\[ (?=[\w"':-]) | \{ (?=\w+:)
+      | <[A-Za-z][\w ,|<>\[\]]{0,60}>\( )?+"""
 )
 _CLOSED = re.compile(r"\s*+\Z|\s*\n|[^\n]{0,200}?(?:[)\]}]|[,({\[]\s{0,4}(?:\n|\Z))")
-_OPERATOR = re.compile(r" (?:if|else|or|and|\?{1,2}|&&|\|\|) ")
+_OPERATOR = re.compile(r" (?:if|else|or|and|\?{1,2}) | :\w")
+_LOGICAL = re.compile(r" (?:&&|\|\|) | else \{")
+# Code assigns to these; what it assigns is a name when it has the form of one.
+_ASSIGNED = re.compile(r"\b(?:self|this|cls)\.[\w.]*\Z|\b(?:const|let|var|val|final|auto) [\w ]*\Z")
+_CMDLET = re.compile(r"(?:Get|New|Read|Import|ConvertTo|ConvertFrom)-[A-Z]\w+")
+_TYPE_NAME = re.compile(r"(?:[A-Z][a-z]+){2,}(?<=Type|ypes|.Key|oken|Info|ions|nfig|ider|tory|back)")
 _LETTERS = re.compile(r"[A-Za-z_.:>?$-]+")
 _NAME_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 _ROOT = re.compile(
@@ -348,8 +360,8 @@ _TYPE_OR_REMARK = re.compile(
       | must | should | may | can | cannot | will | has | have | if | when | because | but | or | and | is | are | was
       | were | missing | invalid | incorrect | wrong | empty | unset | valid | ok | optional | unknown | weak | strong
       | short | long | mandatory | different | same | fine | safe | set | reset | sent | lost | kept | hidden | please
-      | via | keep | this | that | it | you | your | option | flag | argument | write | read | [a-z]{2,16}(?:ed|ing|able|ible)
-    ) (?= \Z | [\s.,;:!?)|=] )"""
+      | found | given | taken | known | shown | inherit | as | oauth | via | keep | this | that | it | you | your | option | flag | argument | write | read | [a-z]{2,16}(?:ed|ing|able|ible)
+    ) (?= \Z | [\s.,;:!?)|=`"] )"""
 )
 _COUNT = re.compile(r"\d{1,4}")
 # After a complaint the text behind the colon is the reason.
@@ -357,10 +369,14 @@ _COMPLAINT = re.compile(r"(?:fail|cannot|could not|unable|error|invalid|denied|e
 _REASON = re.compile(r"[a-z]+ ")
 _REFERENCE = re.compile(r"\w{2,16}://")
 _DIRECTORY = re.compile(r"(?:[/~]|\\\\|[A-Za-z]:[\\/])[\w./\\ :~@-]*")
-_LETTERS_AND_DIGITS = re.compile(r"(?=\D{0,99}\d)(?=[^A-Za-z]{0,99}[A-Za-z])(?!(?i:sha|md|v|utf|base)-?\d)[^=:]{6,}={0,2}")
+_LIKE_A_PASSWORD = re.compile(
+    r"(?=[^A-Za-z]{0,99}[A-Za-z])(?:(?=\D{0,99}\d)(?!(?i:sha|md|v|utf|base)-?\d)|(?=[^!@#$%^&*~+]{1,99}[!@#$%^&*~+]\w))"
+    r"[^=:]{6,}={0,2}|[A-Za-z]{8,}={1,2}"
+)
 _RANDOM = re.compile(r"(?P<digest>[0-9a-fA-F-]{16,}+(?![\w+/=~.]))|[A-Za-z0-9+/_~-]{16,}+={0,2}(?![\w.])")
 _LONG: Final = 20
-_MIXED = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])[!-~]{12,}")
+_CAMEL_CASE = re.compile(r"(?:[A-Z][a-z]+){2,}")
+_MIXED = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])(?!\w*=\w)[!-~]{12,}")
 _KIND_OF_CHARACTER = re.compile(r"[a-z]+|[A-Z]+|\d+")
 
 _PATH_HINT = re.compile(
@@ -383,7 +399,7 @@ _KEY_MATERIAL = re.compile(
     r"""(?x)
       / .{0,256} \.(?:pem|key|crt|cer|der|p12|pfx|jks|keystore|truststore|ppk|kdbx|gpg)\Z
     | \A [\w.-]{0,64}\w (?: \.(?:pem|crt|p12|pfx|jks|ppk) | (?<=client|server|broker)\.key )\Z
-    | (?:\A|/) (?: [._]netrc | \.(?:pgpass|git-credentials|dockercfg) | \.?htpasswd | id_(?:[dr]sa|ecdsa|ed25519) )\Z
+    | /_netrc\Z | (?:\A|/) (?: \.netrc | \.(?:pgpass|git-credentials|dockercfg) | \.?htpasswd | id_(?:[dr]sa|ecdsa|ed25519) )\Z
     | / \.(?:ssh|aws|kube|gnupg|azure) (?: / | \Z )
     | \A (?:/|~|\.|\$|[a-z]:|file:) (?:.{0,256}/)?secrets/.
     | / (?: run/secrets | (?:ssl|tls)/private | \.docker/config\.json | gcloud/ )
@@ -394,6 +410,8 @@ _KEY_MATERIAL = re.compile(
 )
 # A Kubernetes secret calls its entries tls.crt and tls.key.
 _YAML_BLOCK = re.compile(r":[ ]{1,4}(?:\[[A-Z]|[|>\"-]|LS0t)")
+# Behind an extension a space ends a path, also one that may have spaces.
+_EXTENSION_AND_SPACE = re.compile(r"(?<=\.[a-z]{3})[ ]")
 _SOURCE_FILE = re.compile(r"\.(?:py|pyi|js|ts|go|rs|java|c|h|cc|cpp|cs|rb|php|lot|md|rst|html?|css|log)\Z")
 
 
@@ -465,6 +483,8 @@ def _lower(text: str) -> str:
 
 
 def _pem_marker(block: re.Match[str]) -> str:
+    if "REDACTED]" in block[0]:
+        return block[0]
     return CERTIFICATE_MARKER if "CERTIFICATE" in block[1] else MARKER
 
 
@@ -491,7 +511,7 @@ def _without_credentials(word: re.Match[str]) -> str:
 
 
 def _path_marker(found: re.Match[str]) -> str:
-    path = found[0].rstrip(".")
+    path = _EXTENSION_AND_SPACE.split(found[0])[0].rstrip(".")
     plain = re.sub(r"[\\/]++", "/", path.lower())
     if "/" not in plain and _YAML_BLOCK.match(found.string, found.end()):
         return found[0]
@@ -570,7 +590,7 @@ def _is_named_secret(name: str, value: str) -> bool:
 
 def _is_random(value: re.Match[str] | None, key: _Key) -> bool:
     """Whether a machine made it: its characters change kind more often than in words. A digest needs an owner's key."""
-    if value is None or (value["digest"] is not None and _PLAIN_OWNER.search(key.before[-_OWNER:])):
+    if value is None or _CAMEL_CASE.fullmatch(value[0]) or (value["digest"] is not None and _PLAIN_OWNER.search(key.before[-_OWNER:])):
         return False
     return _changes_kind(value[0])
 
@@ -654,11 +674,12 @@ def _value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, st
     elif not sure and not key.password and separator["space"]:
         secret = _MIXED.fullmatch(value) is not None and (_changes_kind(value) or (len(value) >= _LONG and value.isalnum()))
     elif not sure:
-        secret = _LETTERS_AND_DIGITS.fullmatch(value) is not None and (
+        secret = _LIKE_A_PASSWORD.fullmatch(value) is not None and (
             opening is not None or not _is_code_or_remark(key, separator, text, start, end)
         )
     elif separator["pair"] and not (key.flag or _SETTER.search(key.before)):
-        secret = text[end + 1 : end + 2] in {")", "]"} and not _key_of(value)
+        another = _key_of(value)
+        secret = text[end + 1 : end + 2] in {")", "]"} and not (another and another.apart)
     else:
         secret = not (key.word == "pwd" and _DIRECTORY.fullmatch(value)) and (
             (opening is not None and not (opening["quote"] == "`" and separator[0] == "=" and " " in value))
@@ -671,13 +692,18 @@ def _follows(key: _Key, separator: re.Match[str], *, quoted: bool) -> tuple[bool
     """Say whether a value of the key follows for sure, and whether one is likely to."""
     match separator.lastgroup:
         case "pair":
-            sure = key.flag or _PAIR.search(key.lead) is not None or _SETTER.search(key.before) is not None
+            named = _PAIR.search(key.lead) is not None and not _REMOVES.search(key.before)
+            sure = key.flag or named or _SETTER.search(key.before) is not None
             return sure, sure
         case "call":
             sets = key.password and not _ASKS.search(key.before)
             return sets, sets
         case "prose":
-            return key.password or quoted, True
+            said = separator["prose"][:3].lower()
+            told = said not in {"ist", "est", "to "} or (said == "to " and _CHANGES.search(key.before) is not None)
+            return (key.password and told) or quoted, said != "to " or told
+        case "space" if key.flag and len(separator[0]) > 1:  # a list of options
+            return False, False
         case "space":
             lead = key.lead
             sure = key.flag or (quoted and (key.password or key.before[: -len(lead) or None].endswith("with ")))
@@ -754,6 +780,7 @@ def _is_code_or_remark(key: _Key, separator: re.Match[str], text: str, start: in
         or (separator["space"] is not None and value.startswith("-"))
         or assign.startswith(("==", "!="))
         or ((not key.password or key.word in _SHORT) and _COUNT.fullmatch(value) is not None)
+        or (" = " in separator[0] and value.isdecimal() and len(value) == 1)
         or (not key.password and _REFERENCE.match(value) is not None)
         or (not assign.endswith("=") and _TYPE_OR_REMARK.match(text, start) is not None)
         or (not key.password and ":" in assign and _COMPLAINT.search(key.before) and _REASON.match(text, start) is not None)
@@ -764,6 +791,8 @@ def _is_code_or_remark(key: _Key, separator: re.Match[str], text: str, start: in
 
 def _is_code(key: _Key, separator: re.Match[str], text: str, start: int, end: int) -> bool:
     """Whether a bare value is an expression: a call, an index, or names that lead to something named like a secret."""
+    if _CMDLET.match(text, start):
+        return True
     found = _EXPRESSION.match(text, start)
     if found is None:
         return False
@@ -774,7 +803,12 @@ def _is_code(key: _Key, separator: re.Match[str], text: str, start: int, end: in
         return len(names) > 2 and made_of_words and _CLOSED.match(text, found.end()) is not None  # noqa: PLR2004
     if found.end() < end:
         return False
-    if names.lower().rpartition(".")[2].lstrip("_") == key.name or ("." in names and _OPERATOR.match(text, end)):
+    if (
+        names.lower().rpartition(".")[2].lstrip("_") == key.name
+        or ("." in names and _OPERATOR.match(text, end))
+        or _LOGICAL.match(text, end)
+        or _ASSIGNED.search(key.before)
+    ):
         return True
     if not _LETTERS.fullmatch(names):
         return False
@@ -783,7 +817,8 @@ def _is_code(key: _Key, separator: re.Match[str], text: str, start: int, end: in
         (last is not None and last.apart and last.start > 0)
         or (names[0] == "$" and (key.lead.startswith("$") or text.startswith(";", end)))
         or _ROOT.match(names) is not None
-        or (separator[0].startswith(" ") and len(re.findall(r"\W", names)) > 1)
+        or (" = " in separator[0] and (names.count(".") > 1 or ("." in names and "_" in names)))
+        or _TYPE_NAME.fullmatch(names) is not None
     )
 
 
@@ -815,40 +850,53 @@ _JSON_TOKEN = re.compile(
 )
 _HEX_LEAD = r"(?:%|\\{1,16}+(?:x|u00)|&\#x)"
 _HEX_PAIR = rf"[0-9A-Fa-f]{{2}}(?:[ :-]|;?{_HEX_LEAD}|,[ ]0x)?+"
-_HEX_RUN = rf"{_HEX_PAIR}(?:{_HEX_PAIR}){{3,}}+[0-9A-Fa-f]?+"
-_NO_HEX_DIGIT = re.compile(r"\\++(?:x|u00)|&#x|0x|[^0-9a-f]")
+_HEX_RUN = re.compile(rf"{_HEX_LEAD}?+{_HEX_PAIR}(?:{_HEX_PAIR}){{3,}}+[0-9A-Fa-f]?+")
+_HEX_DIGIT = re.compile(r"(?:\\++(?:x|u00)|&#x|0x|[^0-9A-Fa-f])++|(.)", re.DOTALL)
+_LEAD_BEFORE = re.compile(_HEX_LEAD + r"\Z")
 _BACKSLASH: Final = r"(?:\\|%(?:25){0,3}5[Cc])"
 _HTML_NAMES: Final = {'"': "quot", "&": "amp", "'": "apos", "<": "lt", ">": "gt"}
+_BASE64: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
 
 def _hunt(values: frozenset[str]) -> Callable[[str], str]:
     """Make the function that hides `values`: escapes and base64 by expressions, hex by its digits."""
-    forms = [[(_spelled(value), value), *_base64(value)] for value in sorted(values, key=len, reverse=True)]
-    # No encoding that the expressions know changes the longest run of letters and digits.
-    anchors = {max(re.findall("[A-Za-z0-9]+", plain) or [""], key=len) for form in forms for _, plain in form}
-    hint = re.compile("|".join(sorted(anchors)))
-    expressions = [
-        re.compile(
-            rf"(?P<marker>{_ANY_MARKER})|{_BACKSLASH}{{0,16}}+(?:{'|'.join(expression for expression, _ in form)})"
-        )
-        for form in forms
-    ]
-    hex_run, hex_value = re.compile(_HEX_RUN), re.compile(rf"{_HEX_LEAD}?+{_HEX_RUN}")
-    digits = [value.encode("utf-8", "surrogatepass").hex() for value in values]
+    expressions: list[re.Pattern[str]] = []
+    anchors: set[str] = set()
+    digits: list[str] = []
+    for value in sorted(values, key=len, reverse=True):
+        # What is put into base64 or hex may have been escaped, or put into base64, before.
+        escaped = {value, json.dumps(value)[1:-1], quote(value, safe=""), base64.b64encode(_utf8(value)).decode()}
+        forms = [(_spelled(value), value), *(form for text in sorted(escaped) for form in _base64(text))]
+        # No encoding that the expressions know changes the longest run of letters and digits.
+        anchors |= {max(re.findall("[A-Za-z0-9]+", plain) or [""], key=len) for _, plain in forms}
+        alternatives = "|".join(expression for expression, _ in forms)
+        expressions.append(re.compile(rf"(?P<marker>{_ANY_MARKER})|{_BACKSLASH}{{0,16}}+(?:{alternatives})"))
+        digits += [_utf8(text).hex() for text in sorted(escaped)]
+    hidden = re.compile("|".join(sorted(digits, key=len, reverse=True)))
 
     def without_hex(run: re.Match[str]) -> str:
-        plain = _NO_HEX_DIGIT.sub("", run[0].lower())
-        return MARKER if any(value in plain for value in digits) else run[0]
+        text = run[0]
+        found = [digit for digit in _HEX_DIGIT.finditer(text) if digit[1]]
+        plain = "".join(digit[1] for digit in found).lower()
+        pieces, done = [], 0
+        for occurrence in hidden.finditer(plain):
+            start, end = found[occurrence.start()].start(), found[occurrence.end() - 1].end()
+            lead = _LEAD_BEFORE.search(text, max(0, start - 20), start)
+            pieces += (text[done : lead.start() if lead else start], MARKER)
+            done = end
+        return "".join([*pieces, text[done:]])
 
     def hide(text: str) -> str:
-        if hint.search(text):
+        if any(anchor in text for anchor in anchors):
             for expression in expressions:
                 text = expression.sub(lambda found: found["marker"] or MARKER, text)
-        if hex_run.search(text):
-            text = hex_value.sub(without_hex, text)
-        return text
+        return _HEX_RUN.sub(without_hex, text)
 
     return hide
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
 
 
 def _spelled(value: str) -> str:
@@ -876,18 +924,31 @@ def _spelled_piece(piece: str) -> str:
     return rf"(?:{_BACKSLASH}{{0,16}}+(?:{own}|(?i:{escapes}|{percent}|{entity})))"
 
 
-def _base64(value: str) -> list[tuple[str, str]]:
-    """Write what base64 makes of `value` at each of the three places it can start at, as expression and as text.
+def _base64(text: str) -> list[tuple[str, str]]:
+    """Write what base64 makes of `text` at each of the three places it can start at, as expression and as text.
 
-    The characters at the ends hold bits of the neighbours as well: they are no part of the text, and go with it.
+    The characters at the ends hold bits of the neighbours as well: of each only those that fit our bits match.
     """
-    data = value.encode("utf-8", "surrogatepass")
+    data = _utf8(text)
     forms = []
     for lead in range(3):
-        inner = base64.b64encode(bytes(lead) + data).decode()[-(-lead * 8 // 6) : (lead + len(data)) * 8 // 6]
-        spelled = inner.replace("+", r"(?:[+-]|%2[Bb])").replace("/", r"(?:\\{0,16}+/|_|%2[Ff])")
-        forms.append((rf"[\w+/-]{{0,{min(lead, 1)}}}{spelled}[\w+/-]?(?:=|%3[Dd]){{0,2}}+", inner))
+        encoded = base64.b64encode(bytes(lead) + data).decode().rstrip("=")
+        first, last = -(-lead * 8 // 6), (lead + len(data)) * 8 // 6
+        inner = "".join(map(_base64_character, encoded[first:last]))
+        before = _fitting(encoded[first - 1], (0, 0b001111, 0b000011)[lead]) if lead else ""
+        after = _fitting(encoded[last], (0b110000, 0b111100)[(lead + len(data)) % 3 - 1]) if last < len(encoded) else ""
+        forms.append((rf"{before}{inner}{after}(?:=|%3[Dd]){{0,2}}+", encoded[first:last]))
     return forms
+
+
+def _fitting(character: str, ours: int) -> str:
+    """Write the expression for the characters that have the bits `ours` in common with `character`."""
+    bits = _BASE64.index(character) & ours
+    return f"(?:{'|'.join(_base64_character(_BASE64[n]) for n in range(64) if n & ours == bits)})"
+
+
+def _base64_character(character: str) -> str:
+    return {"+": r"(?:[+-]|%2[Bb])", "/": r"(?:\\{0,16}+/|_|%2[Ff])"}.get(character, character)
 
 
 def install(known: Iterable[str] = ()) -> None:
