@@ -30,9 +30,11 @@ PATH_MARKER: Final = "[FILE PATH REDACTED]"
 _SHORTEST_KNOWN: Final = 4
 _LONGEST_HARMLESS: Final = 200
 # How far in front of a key one looks for: an open quote or bracket, the rest of its word, its owner.
-_LINE, _NEAR, _OWNER = 512, 48, 16
+_LINE, _NEAR, _OWNER = 512, 64, 16
 # A text is read again until nothing changes, so that a second call changes nothing; a longer one is read once, as text.
 _PASSES, _LONG_TEXT = 4, 262_144
+# A text with more keys is no log line any more: what follows the rest of them is hidden unread.
+_MOST_KEYS: Final = 10_000
 _DEEPEST_EXTRA: Final = 8
 
 
@@ -73,7 +75,9 @@ CREDENTIALS: Final = (
     Pattern("Hugging Face", r"(?:hf|api_org)_[A-Za-z0-9]{34}(?!\w)", f"hf_{_A[:34]}", f"hf_{_A[:33]}"),
     Pattern("JFrog", r"(?:AKC|AP\d)[A-Za-z0-9]{10,}+(?![\w+/=-])", f"AKCp{_A[:69]}", "AKCp5"),
     Pattern("Facebook", r"EAA[A-Za-z0-9]{80,}+(?![\w+/=-])", f"EAAC{_A[:99]}", f"EAAC{_A[:60]}"),
-    Pattern("Airtable", r"pat[A-Za-z0-9]{14}\.[0-9a-f]{64}(?!\w)", f"pat{_A[:14]}.{_H[:64]}", f"pat{_A[:14]}.{_H[:63]}"),
+    Pattern(
+        "Airtable", r"pat[A-Za-z0-9]{14}\.[0-9a-f]{64}(?!\w)", f"pat{_A[:14]}.{_H[:64]}", f"pat{_A[:14]}.{_H[:63]}"
+    ),
     Pattern("OpenShift", r"sha256~[\w-]{43}(?![\w-])", f"sha256~{_A[:43]}", f"sha256:{_A[:43]}"),
     Pattern("Vault", r"hv[bsr]\.[\w-]{24,}+", f"hvs.{_A[:90]}", f"hvs.{_A[:23]}"),
     Pattern("Shopify", r"shp[a-z]{2}_[0-9a-fA-F]{32}(?!\w)", f"shpat_{_H[:32]}", f"shpat_{_H[:31]}"),
@@ -99,8 +103,15 @@ CREDENTIALS: Final = (
 
 _WORD: Final = r"((?:[^\s\"'`\\]|[\"'\\](?=\w))++)"
 _ARGUMENT: Final = rf"(?:\"([^\"\n]+)|'([^'\n]+)|{_WORD})"
-# The rest of a command, up to the option that matters; a line can go on behind a backslash.
-_OPTIONS: Final = r"\b(?:[^\n\\]|\\\n?){0,400}?(?:\s|[\"'],\s?[\"'])"
+
+
+def _option(tool: str, option: str, hit: str, miss: str, *, value: str = _ARGUMENT) -> Pattern:
+    """Make the pattern of a tool's option; before it there can be others, and lines can go on behind a backslash."""
+    others = rf"(?:(?!{tool})(?:[^\n\\]|\\\n?)){{0,400}}?(?:\s|[\"'],\s?[\"'])"
+    return Pattern(hit.partition(" x")[0], rf"{tool}{others}{option}{value}", hit, miss)
+
+
+_NEXT = r"(?:[\"'],\s?(?=[\"'])|[ =]{0,4})"
 PLACES: Final = (
     Pattern(
         "Bearer",
@@ -108,35 +119,32 @@ PLACES: Final = (
         f"Bearer {_A[:20]}",
         "Bearer realm=plant",
     ),
-    Pattern(
-        "curl -u",
-        rf"curl{_OPTIONS}(?:-[a-zA-Z]{{0,4}}u|--(?:proxy-)?user)[ =]{{0,4}}"
-        rf"(?:\"[^\":\n]{{0,99}}:([^\"\n]+)|'[^':\n]{{0,99}}:([^'\n]+)|[\"']?[\w.@%+{{}}-]{{0,99}}[\"']?:[\"']?{_WORD}"
-        r"|[\"']?([^\s\"':]{6,99}):[\"'\s])",
+    _option(
+        r"\bcurl\b",
+        r"(?:-[a-zA-Z]{0,4}u|--(?:proxy-)?user)[ =]{0,4}",
         "curl -su bob:x https://h",
         "curl -u bob https://h:8883",
+        value=rf"(?:\"[^\":\n]{{0,99}}:([^\"\n]+)|'[^':\n]{{0,99}}:([^'\n]+)|[\"']?[\w.@%+{{}}-]{{0,99}}[\"']?:[\"']?{_WORD}"
+        r"|[\"']?([^\s\"':]{6,99}):[\"'\s])",
     ),
-    Pattern(
-        "mosquitto_sub -P",
-        rf"(?:mosquitto_\w++|mqttx|sqlcmd|bcp|zip){_OPTIONS}--?P(?:[\"'],\s?(?=[\"'])|[ =]{{0,4}}){_ARGUMENT}",
-        "mosquitto_sub -u bob -P x",
-        "mosquitto_sub -p 1883",
+    _option(
+        r"\b(?:mosquitto_\w++|mqttx|sqlcmd|bcp|zip)\b", f"--?P{_NEXT}", "mosquitto_sub -P x", "mosquitto_sub -p 1883"
     ),
-    Pattern(
-        "-u or -h, and -P",
-        rf"[\s\"']-[uh]{_OPTIONS}-P(?:[\"'],\s?(?=[\"'])|[ =])(?![\"']?\d{{1,5}}(?:[\s\"']|\Z)){_ARGUMENT}",
+    _option(
+        r"[\s\"']-[uh]\b",
+        rf"-P{_NEXT}(?![\"']?\d{{1,5}}(?:[\s\"']|\Z))",
         "tool -h plc -P x",
         "mysql -h plc -P 3306",
     ),
-    Pattern(
-        "-p",
-        rf"(?:sshpass|(?:docker|podman|helm|az|oc|skopeo)\s[^\n]{{0,40}}?login|mongo(?:sh|dump|restore|export|import)?(?=\s)){_OPTIONS}-p[ =]?{_ARGUMENT}",
+    _option(
+        r"\b(?:sshpass|(?:docker|podman|helm|az|oc|skopeo)\s[^\n]{0,40}?login|mongo(?:sh|dump|restore|export|import)?(?=\s))",
+        "-p[ =]?",
         "sshpass -p x ssh plc",
         "ssh -p 2222 plc",
     ),
-    Pattern("mysql -p", rf"(?:mysql|mariadb)\w{{0,10}}{_OPTIONS}-p{_ARGUMENT}", "mysql -u bob -px", "mysql -p plant"),
-    Pattern("redis-cli -a", rf"redis-cli{_OPTIONS}-a[ =]?{_ARGUMENT}", "redis-cli -a x ping", "redis-cli -p 6379"),
-    Pattern("ldap -w", rf"ldap\w{{2,9}}{_OPTIONS}-w[ =]?{_ARGUMENT}", "ldapsearch -w x", "ldapsearch -W"),
+    _option(r"\b(?:mysql|mariadb)\w{0,10}", "-p", "mysql -u bob -px", "mysql -p plant"),
+    _option(r"\bredis-cli\b", "-a[ =]?", "redis-cli -a x ping", "redis-cli -p 6379"),
+    _option(r"\bldap\w{2,9}", "-w[ =]?", "ldapsearch -w x", "ldapsearch -W"),
     Pattern("openssl pass:", rf"-pass(?:in|out)?[ =]pass:{_WORD}", "-passin pass:x", "-passin file:x"),
     Pattern(
         "password files",
@@ -196,9 +204,9 @@ PLACES: Final = (
     ),
 )
 """Where a secret stands by the grammar of a tool, a header or a call, with no key that says so."""
-_PLACE_HINT = re.compile(
-    r"bearer|curl|username_pw_set|-adduser|-changeuser|-setsecret|keep|slack|cookie|sig|response=|-> |=> |pass:|passwd |mqtt\\"
-    r"|[\s\"']-{1,2}p|-a|-w"
+_PLACE_HINTS: Final = (
+    *("bearer", "curl", "username_pw_set", "-adduser", "-changeuser", "-setsecret", "keep", "slack", "cookie", "sig"),
+    *("response=", "-> ", "=> ", "pass:", "passwd ", "mqtt\\", " -p", "'-p", '"-p', " -a", " -w"),
 )
 _PLACES = tuple(re.compile(row.expression) for row in PLACES)
 
@@ -237,7 +245,19 @@ _KEY_OWNER = re.compile(
 )
 _SHORT: Final = {"pass", "pw", "psk"}
 _NO_PASSWORDS: Final = {
-    *("secret", "secrets", "token", "credential", "credentials", "creds", "authorization", "auth", "psk", "key", "keys"),
+    *(
+        "secret",
+        "secrets",
+        "token",
+        "credential",
+        "credentials",
+        "creds",
+        "authorization",
+        "auth",
+        "psk",
+        "key",
+        "keys",
+    ),
     *("otp", "sid", "session"),
 }
 _WEAK: Final = {"auth", "key", "keys", "otp", "sid", "session"}
@@ -254,7 +274,9 @@ _NO_KEY = re.compile(
 
 _FLAG = re.compile(r"(?:\A|[\[(,\"'=])-{1,2}[\w.-]*+\Z")
 _CHANGES = re.compile(r"\b(?:re)?(?:set|chang|updat)\w{0,4} [\w ]{0,24}\Z")
-_ASKS = re.compile(r"(?:get|read|load|fetch|find|ask|input|check|verif\w{1,5}|hash|code|field|is|has|for|valid\w{0,4})_?\Z")
+_ASKS = re.compile(
+    r"(?:get|read|load|fetch|find|ask|input|check|verif\w{1,5}|hash|code|field|is|has|for|valid\w{0,4})_?\Z"
+)
 _REMOVES = re.compile(r"(?:get|delete|remove|has|pop|find|check|contains|includes)\(b?[\"'][\w.-]*\Z")
 _SETTER = re.compile(r"(?:set|put|add|append|define|header)\w{0,32}\(\\{0,15}[\"'][\w.-]{0,64}\Z")
 # What comes before a name whose value follows without a sign between.
@@ -374,7 +396,8 @@ _LIKE_A_PASSWORD = re.compile(
     r"[^=:]{6,}={0,2}|[A-Za-z]{8,}={1,2}"
 )
 _RANDOM = re.compile(r"(?P<digest>[0-9a-fA-F-]{16,}+(?![\w+/=~.]))|[A-Za-z0-9+/_~-]{16,}+={0,2}(?![\w.])")
-_LONG: Final = 20
+_LONG_WORD_CHARS, _LONGEST_WORD = 20, 32
+_SYMBOL_INSIDE = re.compile(r"[!#$%^&*~+{}]\w")
 _CAMEL_CASE = re.compile(r"(?:[A-Z][a-z]+){2,}")
 _MIXED = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])(?!\w*=\w)[!-~]{12,}")
 _KIND_OF_CHARACTER = re.compile(r"[a-z]+|[A-Z]+|\d+")
@@ -448,7 +471,7 @@ def _sanitize_text(text: str) -> str:
         text = _PATH.sub(_path_marker, text)
     if _KEY_WORD.search(hints):
         text = _without_keyed_values(text)
-    if _PLACE_HINT.search(hints):
+    if any(hint in hints for hint in _PLACE_HINTS):
         for place in _PLACES:
             text = place.sub(_marked, text)
     return text
@@ -546,9 +569,14 @@ class _Key(NamedTuple):
         return self.before[start:].lstrip("_") + self.word
 
     @property
+    def near(self) -> str:
+        """The end of that."""
+        return self.before[-_NEAR:]
+
+    @property
     def lead(self) -> str:
         """What is in front of the word without a space between."""
-        near = self.before[-_NEAR:]
+        near = self.near
         return near[max(near.rfind(" "), near.rfind("\t"), near.rfind("\n")) + 1 :]
 
     @property
@@ -590,9 +618,20 @@ def _is_named_secret(name: str, value: str) -> bool:
 
 def _is_random(value: re.Match[str] | None, key: _Key) -> bool:
     """Whether a machine made it: its characters change kind more often than in words. A digest needs an owner's key."""
-    if value is None or _CAMEL_CASE.fullmatch(value[0]) or (value["digest"] is not None and _PLAIN_OWNER.search(key.before[-_OWNER:])):
+    if (
+        value is None
+        or _CAMEL_CASE.fullmatch(value[0])
+        or (value["digest"] is not None and _PLAIN_OWNER.search(key.before[-_OWNER:]))
+    ):
         return False
-    return _changes_kind(value[0])
+    return _changes_kind(value[0]) or (len(value[0]) >= _LONGEST_WORD and _is_mixed(value[0]))
+
+
+def _is_mixed(text: str) -> bool:
+    """Whether letters and digits take turns, or are many without anything between."""
+    return _MIXED.fullmatch(text) is not None and (
+        _changes_kind(text) or (len(text) >= _LONG_WORD_CHARS and text.isalnum())
+    )
 
 
 def _changes_kind(text: str) -> bool:
@@ -634,13 +673,21 @@ def _redact_json(text: str, redact: Callable[[str], str]) -> str:
 def _without_keyed_values(text: str) -> str:
     pieces: list[str] = []
     done = 0
-    for key in _keys(text):
+    for count, key in enumerate(_keys(text)):
         if key.start >= done and (separator := _SEPARATOR.match(text, key.end)):
-            start, end, marker = _random_value(key, separator, text) if key.weak else _value(key, separator, text)
+            judge = _random_value if key.weak else _value if count < _MOST_KEYS else _value_unread
+            start, end, marker = judge(key, separator, text)
             if end > start:
                 pieces += (text[done:start], marker)
                 done = end
     return "".join([*pieces, text[done:]])
+
+
+def _value_unread(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, str]:
+    """Find where the value ends, and take it for a secret whatever it is."""
+    opening = _OPENING.match(text, separator.end())
+    start = opening.end() if opening else separator.end()
+    return start, *_extent(key, separator, opening, text, start)
 
 
 def _random_value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, str]:
@@ -672,12 +719,12 @@ def _value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, st
     elif not value or _NOTHING.fullmatch(value.rstrip() or " "):
         secret = False
     elif not sure and not key.password and separator["space"]:
-        secret = _MIXED.fullmatch(value) is not None and (_changes_kind(value) or (len(value) >= _LONG and value.isalnum()))
+        secret = _is_mixed(value) or (opening is not None and _SYMBOL_INSIDE.search(value) is not None)
     elif not sure:
         secret = _LIKE_A_PASSWORD.fullmatch(value) is not None and (
             opening is not None or not _is_code_or_remark(key, separator, text, start, end)
         )
-    elif separator["pair"] and not (key.flag or _SETTER.search(key.before)):
+    elif separator["pair"] and not (key.flag or _SETTER.search(key.near)):
         another = _key_of(value)
         secret = text[end + 1 : end + 2] in {")", "]"} and not (another and another.apart)
     else:
@@ -692,15 +739,15 @@ def _follows(key: _Key, separator: re.Match[str], *, quoted: bool) -> tuple[bool
     """Say whether a value of the key follows for sure, and whether one is likely to."""
     match separator.lastgroup:
         case "pair":
-            named = _PAIR.search(key.lead) is not None and not _REMOVES.search(key.before)
-            sure = key.flag or named or _SETTER.search(key.before) is not None
+            named = _PAIR.search(key.lead) is not None and not _REMOVES.search(key.near)
+            sure = key.flag or named or _SETTER.search(key.near) is not None
             return sure, sure
         case "call":
-            sets = key.password and not _ASKS.search(key.before)
+            sets = key.password and not _ASKS.search(key.near)
             return sets, sets
         case "prose":
             said = separator["prose"][:3].lower()
-            told = said not in {"ist", "est", "to "} or (said == "to " and _CHANGES.search(key.before) is not None)
+            told = said not in {"ist", "est", "to "} or (said == "to " and _CHANGES.search(key.near) is not None)
             return (key.password and told) or quoted, said != "to " or told
         case "space" if key.flag and len(separator[0]) > 1:  # a list of options
             return False, False
@@ -708,7 +755,7 @@ def _follows(key: _Key, separator: re.Match[str], *, quoted: bool) -> tuple[bool
             lead = key.lead
             sure = key.flag or (quoted and (key.password or key.before[: -len(lead) or None].endswith("with ")))
             if not sure:
-                sure = _DECLARES.search(key.before) is not None or (
+                sure = _DECLARES.search(key.near) is not None or (
                     lead.endswith("_") and key.before.rpartition("\n")[2].lstrip() == lead
                 )
             return sure, True
@@ -733,8 +780,8 @@ def _extent(
 
 def _bare_end(key: _Key, text: str, start: int) -> int:
     """Find where a bare value ends; a quote or bracket ends it if one was opened before the key."""
-    if _ENVIRONMENT.search(key.before):
-        quoted = text.find(_ENVIRONMENT.search(key.before)[1], start, start + _LONGEST_HARMLESS)
+    if _ENVIRONMENT.search(key.near):
+        quoted = text.find(_ENVIRONMENT.search(key.near)[1], start, start + _LONGEST_HARMLESS)
         if quoted > 0:
             return quoted
     for stop in _STOP.finditer(text, start):
@@ -762,7 +809,11 @@ def _closing(text: str, start: int, opening: re.Match[str]) -> int:
             return found.start()
         if mark in {"'", '"'} and not found[1] and text.startswith(mark, found.end()) and found.start() > start:
             doubled = found.end()
-        elif found[1] is not None and found.start() != doubled and (len(found[1]) < slashes or (len(found[1]) - slashes) % (2 * slashes + 2) == 0):
+        elif (
+            found[1] is not None
+            and found.start() != doubled
+            and (len(found[1]) < slashes or (len(found[1]) - slashes) % (2 * slashes + 2) == 0)
+        ):
             end = found.end() - len(mark) - min(slashes, len(found[1]))
             bracket = text.find("]", end, end + _LONGEST_HARMLESS) if "[" in opening[0] else -1
             return end if bracket < 0 else text.rfind(opening["quote"], end, bracket)
@@ -783,7 +834,12 @@ def _is_code_or_remark(key: _Key, separator: re.Match[str], text: str, start: in
         or (" = " in separator[0] and value.isdecimal() and len(value) == 1)
         or (not key.password and _REFERENCE.match(value) is not None)
         or (not assign.endswith("=") and _TYPE_OR_REMARK.match(text, start) is not None)
-        or (not key.password and ":" in assign and _COMPLAINT.search(key.before) and _REASON.match(text, start) is not None)
+        or (
+            not key.password
+            and ":" in assign
+            and _COMPLAINT.search(key.near)
+            and _REASON.match(text, start) is not None
+        )
         or value.strip("_$:@").lower() == key.word
         or _is_code(key, separator, text, start, end)
     )
@@ -807,7 +863,7 @@ def _is_code(key: _Key, separator: re.Match[str], text: str, start: int, end: in
         names.lower().rpartition(".")[2].lstrip("_") == key.name
         or ("." in names and _OPERATOR.match(text, end))
         or _LOGICAL.match(text, end)
-        or _ASSIGNED.search(key.before)
+        or _ASSIGNED.search(key.near)
     ):
         return True
     if not _LETTERS.fullmatch(names):
@@ -849,7 +905,8 @@ _JSON_TOKEN = re.compile(
     | (?P<bracket> [\[\]{}] )"""
 )
 _HEX_LEAD = r"(?:%|\\{1,16}+(?:x|u00)|&\#x)"
-_HEX_PAIR = rf"[0-9A-Fa-f]{{2}}(?:[ :-]|;?{_HEX_LEAD}|,[ ]0x)?+"
+_HEX_GAP = rf"(?:[ :-]|;?{_HEX_LEAD}|,[ ]0x)?+"
+_HEX_PAIR = rf"[0-9A-Fa-f]{{2}}{_HEX_GAP}"
 _HEX_RUN = re.compile(rf"{_HEX_LEAD}?+{_HEX_PAIR}(?:{_HEX_PAIR}){{3,}}+[0-9A-Fa-f]?+")
 _HEX_DIGIT = re.compile(r"(?:\\++(?:x|u00)|&#x|0x|[^0-9A-Fa-f])++|(.)", re.DOTALL)
 _LEAD_BEFORE = re.compile(_HEX_LEAD + r"\Z")
@@ -873,6 +930,8 @@ def _hunt(values: frozenset[str]) -> Callable[[str], str]:
         expressions.append(re.compile(rf"(?P<marker>{_ANY_MARKER})|{_BACKSLASH}{{0,16}}+(?:{alternatives})"))
         digits += [_utf8(text).hex() for text in sorted(escaped)]
     hidden = re.compile("|".join(sorted(digits, key=len, reverse=True)))
+    beginnings = {_HEX_GAP.join((each[0:2], each[2:4], each[4:6])) for each in digits}
+    hex_hint = re.compile("|".join(sorted(beginnings)), re.IGNORECASE)
 
     def without_hex(run: re.Match[str]) -> str:
         text = run[0]
@@ -890,7 +949,7 @@ def _hunt(values: frozenset[str]) -> Callable[[str], str]:
         if any(anchor in text for anchor in anchors):
             for expression in expressions:
                 text = expression.sub(lambda found: found["marker"] or MARKER, text)
-        return _HEX_RUN.sub(without_hex, text)
+        return _HEX_RUN.sub(without_hex, text) if hex_hint.search(text) else text
 
     return hide
 
@@ -1030,26 +1089,32 @@ class _Guard:
     def _redact_message(self, record: logging.LogRecord) -> None:
         """Redact what message and arguments make together; keep them apart where they make the same apart."""
         try:
-            message = self._redact(record.getMessage())
+            original = record.getMessage()
+            message = self._redact(original)
         except Exception:  # noqa: BLE001  # the arguments do not fit, or cannot be shown
             message = self._redact(f"{record.msg} [the arguments of this log call do not fit it]")
         else:
-            record.args = self._walk(record.args)
+            record.args = self._walk(record.args, seen=message if message == original else "")
             with contextlib.suppress(Exception):
                 if record.getMessage() == message:
                     return
         record.msg, record.args = message, ()
 
-    def _walk(self, value: Any, name: str = "", depth: int = 0) -> Any:
-        """Redact a value and what it holds; an object that cannot be looked into stays if what it shows may be seen."""
+    def _walk(self, value: Any, name: str = "", depth: int = 0, seen: str = "") -> Any:
+        """Redact a value and what it holds; an object that cannot be looked into stays if what it shows may be seen.
+
+        What is a part of `seen` was judged there.
+        """
         if name and isinstance(value, str | bytes | int | float) and _is_named_secret(name, str(value)):
             return MARKER
-        if value is None or isinstance(value, str):
-            return value and self._redact(value)
+        if value is None or (isinstance(value, str | int | float) and str(value) in seen):
+            return value
+        if isinstance(value, str):
+            return self._redact(value)
         if depth < _DEEPEST_EXTRA and isinstance(value, dict):
-            return {key: self._walk(inner, str(key), depth + 1) for key, inner in value.items()}
+            return {key: self._walk(inner, str(key), depth + 1, seen) for key, inner in value.items()}
         if depth < _DEEPEST_EXTRA and isinstance(value, list | tuple):
-            items = [self._walk(inner, name, depth + 1) for inner in value]
+            items = [self._walk(inner, name, depth + 1, seen) for inner in value]
             return tuple(items) if isinstance(value, tuple) else items
         try:
             shown = str(value), repr(value)
