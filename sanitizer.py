@@ -115,7 +115,7 @@ _NEXT = r"(?:[\"'],\s?(?=[\"'])|[ =]{0,4})"
 PLACES: Final = (
     Pattern(
         "Bearer",
-        r"[Bb](?i:earer)(?:[ \t]|%20){1,4}+(?![A-Za-z]?[a-z]*+(?![\w.+/=~-]))(?!\w{1,32}+=[\w\"'])(?!-)([\w.~+/=-]{6,}+)",
+        r"[Bb](?i:earer)(?:[ \t]|%20){1,4}+(?![A-Za-z]?[a-z]*+(?![\w.+/=~-])|\w{1,32}+=[\w\"']|-)([\w.~+/=-]{6,}+)",
         f"Bearer {_A[:20]}",
         "Bearer realm=plant",
     ),
@@ -204,9 +204,9 @@ PLACES: Final = (
     ),
 )
 """Where a secret stands by the grammar of a tool, a header or a call, with no key that says so."""
-_PLACE_HINTS: Final = (
-    *("bearer", "curl", "username_pw_set", "-adduser", "-changeuser", "-setsecret", "keep", "slack", "cookie", "sig"),
-    *("response=", "-> ", "=> ", "pass:", "passwd ", "mqtt\\", " -p", "'-p", '"-p', " -a", " -w"),
+_PLACE_HINT = re.compile(
+    r"bearer|curl|username_pw_set|-adduser|-changeuser|-setsecret|keep|slack|cookie|sig|response=|-> |=> |pass:|passwd "
+    r"|mqtt\\| -p|'-p|\"-p| -a| -w"
 )
 _PLACES = tuple(re.compile(row.expression) for row in PLACES)
 
@@ -227,15 +227,15 @@ _PEM = re.compile(
 )
 _URL = re.compile(
     r"""(?x) (?<=[A-Za-z0-9]) :(?:\\{0,3}+/){2} [^\s:/?\#"'<>\\\[]{0,256}+ :
-    (?! \d{1,5} (?: [/?\#;:)\]}\\"'\s] | (?<=\d\d\d), | ,(?![^\s/@"']{0,256}+@) | \Z ) )                                                # a port
+    (?! \d{1,5} (?: [/?\#;:)\]}\\"'\s] | (?<=\d\d\d), | ,(?![^\s/@"']{0,256}+@) | \Z ) )    # a port
     (?P<authority> (?: (?!://) [^\s"'\\/?\#] | \\(?!\\{0,16}+["'nrt]) )*+ )
     (?P<more> (?: (?!://) [^\s"'\\] | \\(?!\\{0,16}+["'nrt]) )*+ )"""
 )
 
 # A key is judged by its last word, so after the word it is over. Words are looked for in the text in lower case.
 _KEY_WORD = re.compile(
-    r"(?:pass(?:word|wd|wort|phrase|code)?s?|pwd|pswr?d|pw|p/w|contrase[nñ]a|mot de passe|senha|wachtwoord|lösenord|hasło"
-    r"|пароль|密码|密碼|パスワード|비밀번호|비번|secrets?|token|credentials?|creds|authorization|auth|psk|keys?"
+    r"(?:pass(?:word|wd|wort|phrase|code)?s?|pwd|pswr?d|pw|p/w|contrase[nñ]a|mot de passe|senha|wachtwoord|lösenord"
+    r"|hasło|пароль|密码|密碼|パスワード|비밀번호|비번|secrets?|token|credentials?|creds|authorization|auth|psk|keys?"
     r"|otp|sid|session)\d{0,2}(?!\w|[-.]\w)"
 )
 # Before the word: whose key or pass it is, and what makes it a flag that is on or off, or a command about a secret.
@@ -244,27 +244,21 @@ _KEY_OWNER = re.compile(
     r"|session|shared|sign|signing|ssh|storage|subscription|webhook|tls|ssl)[ _.-]?\Z"
 )
 _SHORT: Final = {"pass", "pw", "psk"}
-_NO_PASSWORDS: Final = {
-    *(
-        "secret",
-        "secrets",
-        "token",
-        "credential",
-        "credentials",
-        "creds",
-        "authorization",
-        "auth",
-        "psk",
-        "key",
-        "keys",
-    ),
-    *("otp", "sid", "session"),
-}
 _WEAK: Final = {"auth", "key", "keys", "otp", "sid", "session"}
+_NO_PASSWORD: Final = {
+    "authorization",
+    "credential",
+    "credentials",
+    "creds",
+    "psk",
+    "secret",
+    "secrets",
+    "token",
+} | _WEAK
 _PLAIN_OWNER = re.compile(
-    r"(?:\A|[^a-z0-9_ -]|\s\s|\b(?:for|with|the|by|of|and|has|from|to|in|at|no|as|info|debug|error|warn|warning|get|set|del|put"
-    r"|delete|redis|s3|record|map|dict|hit|miss|entry|a|this|that|its?)|public|primary|foreign|cache|routing|partition|sort|row|object|idempotency|hash|group|index|lookup"
-    r"|message)[ _.-]?\Z"
+    r"(?:\A|[^a-z0-9_ -]|\s\s|\b(?:for|with|the|by|of|and|has|from|to|in|at|no|as|info|debug|error|warn|warning|get|set"
+    r"|del|put|delete|redis|s3|record|map|dict|hit|miss|entry|a|this|that|its?)|public|primary|foreign|cache|routing"
+    r"|partition|sort|row|object|idempotency|hash|group|index|lookup|message)[ _.-]?\Z"
 )
 _PASS_OWNER = re.compile(r"(?:db|user|root|key|store|admin|mqtt|require|\b(?:id|user)/)\Z")
 _NO_KEY = re.compile(
@@ -272,25 +266,31 @@ _NO_KEY = re.compile(
     r"|-(?:set|remove|changeuser)\Z|(?:jsonweb|cancellation_?|masked[_-]?)\Z|\$\{[a-z0-9_]*\Z"
 )
 
+# What is in front of a name says what follows it: a value, or none.
 _FLAG = re.compile(r"(?:\A|[\[(,\"'=])-{1,2}[\w.-]*+\Z")
-_CHANGES = re.compile(r"\b(?:re)?(?:set|chang|updat)\w{0,4} [\w ]{0,24}\Z")
+_PAIR = re.compile(r"[(\[]b?\\{0,15}[\"'][\w.-]{0,40}\Z")
+_SETTER = re.compile(r"(?:set|put|add|append|define|header)\w{0,32}\(\\{0,15}[\"'][\w.-]{0,64}\Z")
+_REMOVES = re.compile(r"(?:get|delete|remove|has|pop|find|check|contains|includes)\(b?[\"'][\w.-]*\Z")
 _ASKS = re.compile(
     r"(?:get|read|load|fetch|find|ask|input|check|verif\w{1,5}|hash|code|field|is|has|for|valid\w{0,4})_?\Z"
 )
-_REMOVES = re.compile(r"(?:get|delete|remove|has|pop|find|check|contains|includes)\(b?[\"'][\w.-]*\Z")
-_SETTER = re.compile(r"(?:set|put|add|append|define|header)\w{0,32}\(\\{0,15}[\"'][\w.-]{0,64}\Z")
-# What comes before a name whose value follows without a sign between.
-# A pair of name and value that is in quotes as a whole, as systemd and shells have it.
-_ENVIRONMENT = re.compile(r"(?:environment=|(?:-e|--env|export|set)[ =])([\"'])\w*\Z")
+_CHANGES = re.compile(r"\b(?:re)?(?:set|chang|updat)\w{0,4} [\w ]{0,24}\Z")
 _DECLARES = re.compile(r"(?:\A|[\s\"'])(?:#?define|setx?|setenv|env|arg|export|-g?x|-d)[ \t]+[\"']?[\w.]*\Z")
-_PAIR = re.compile(r"[(\[]b?\\{0,15}[\"'][\w.-]{0,40}\Z")
+_IN_QUERY = re.compile(r"[?&][\w.%-]*\Z")
+# Name and value that are in quotes together, as systemd and shells have them.
+_ENVIRONMENT = re.compile(r"(?:environment=|(?:-e|--env|export|set)[ =])([\"'])\w*\Z")
+# Code assigns to these; what it assigns is a name when it has the form of one.
+_ASSIGNED = re.compile(r"\b(?:self|this|cls)\.[\w.]*\Z|\b(?:const|let|var|val|final|auto) [\w ]*\Z")
+# After a complaint the text behind the colon is the reason.
+_COMPLAINT = re.compile(r"(?:fail|cannot|could not|unable|error|invalid|denied|expired|rejected)[^\n]{0,48}\Z")
 
 _QUOTE = r"\\{0,15}+[\"'`] | &(?:quot|\#0?3[49]|\#x2[27]); | %2[27]"
 _SEPARATOR = re.compile(
     rf"""(?xi)
     (?P<close> {_QUOTE} )?+
     (?: (?:\[\])?+ [\])]{{0,2}}+ \*{{0,2}}+ [ \t]*+
-          (?: :[ ]?&?(?:'static[ ])?[a-z][\w.<>\[\]|]{{0,30}}+(?:[ ]\|[ ]None)?[ ](?==[ ]) | (?::[ \t]*+)?+str(?:ing)?[ \t]*+(?==) )?+
+          (?: :[ ]?&?(?:'static[ ])?[a-z][\w.<>\[\]|]{{0,30}}+(?:[ ]\|[ ]None)?[ ](?==[ ])                 # its type
+            | (?::[ \t]*+)?+str(?:ing)?[ \t]*+(?==) )?+
           (?P<assign> [:?+.|!]{{1,3}}+= | =>?(?!=) | (?<=\s)={{2,3}}+ | ={{2,3}}+(?!\s) | :{{1,2}}+ | -> | %3[ad] )
           \*{{0,2}}+ [ \t]*+
           (?: [|>][+-]?[ \t]*+\r?\n[ \t]++ )?+
@@ -321,7 +321,8 @@ _OPENING = re.compile(
 # A quote after a key that stands inside quotes itself closes them, when what follows it looks like the outside.
 _OUTSIDE = re.compile(r"[ \t]*+[,)\]}:+;%]|[ \t]+(?:(?![\w\"'])|\$?[A-Za-z_]\w{0,64}+(?=\s*(?:;|\n|\Z)))")
 _SCHEME = re.compile(
-    r"(?i)(?:bearer|basic|token|apikey|digest|negotiate|ntlm|splunk|bot|jwt|oauth(?![ ]\d\.)|key|sharedaccesssignature|aws4-[\w-]{11})"
+    r"(?i)(?:bearer|basic|token|apikey|digest|negotiate|ntlm|splunk|bot|jwt|oauth(?![ ]\d\.)|key|sharedaccesssignature"
+    r"|aws4-[\w-]{11})"
     r"(?:[ \t]{1,4}+|%20|\+)(?=[^\s\"'])"
 )
 # What can end a bare value: a delimiter with no more of the same word behind it, or with the next key.
@@ -334,7 +335,6 @@ _STOP = re.compile(
       | (?P<closer> ["'`)\]}>] ) (?= \s | \Z | [,;:.&|<\\"'`)\]}>+%({\[] )
       | < (?=/) | (?P<fragment> \# )"""
 )
-_IN_QUERY = re.compile(r"[?&][\w.%-]*\Z")
 _OPENER: Final = {")": "(", "]": "[", "}": "{", ">": "<"}
 _LISTED = re.compile(r"\[(?![A-Z ]{0,12}REDACTED\])(?=[^\s\[\]\"'][^\[\]\"'\n]{0,200}\])")
 _NEXT_KEY = re.compile(r"[A-Za-z_][\w.-]{0,64}=[^=\s]")
@@ -347,7 +347,8 @@ _END = r"(?= \Z | [\s,;:&|\"'`)\]}>\\<@/] | [.!?](?!\w) )"
 _NOTHING = re.compile(
     rf"""(?xi)(?: none | null | nil | undefined | n/a | true | false | yes | no | on | off | bearer | basic | \s+
       | [*•.]{{2,}}+ | x{{3,}}+ | [?~] | \((?:sensitive|known|write-only)[ ][a-z -]{{3,30}}\)
-      | \$\{{{{1,2}}[^}}\n]{{0,99}}\}}{{1,2}} | \$\([^)\n]{{0,99}}\) | \$(?-i:[A-Z_][A-Z0-9_]*+|[A-Za-z_]{{3,64}}|\d) | %[A-Z_]++%
+      | \$\{{{{1,2}}[^}}\n]{{0,99}}\}}{{1,2}} | \$\([^)\n]{{0,99}}\) | %[A-Z_]++%
+      | \$(?-i:[A-Z_][A-Z0-9_]*+|[A-Za-z_]{{3,64}}|\d)
       | \{{\{{[^{{}}\n]{{0,99}}\}}\}} | [:\#$]?\{{[\w.:!\[\]"']{{0,40}}\}} | \\\([\w.]{{1,64}}\)
       | %(?:\(\w{{1,64}}\))?[+\#]?[sdrvqx@] | <[a-z][a-z_ ()/|.,-]{{0,60}}> | ![a-z]{{2,20}}(?=[ ]\w)
       | \[(?:certificate[ ]|file[ ]path[ ])?redacted\] | \[(?-i:[A-Z][A-Z_ ]{{2,30}})\]
@@ -357,15 +358,14 @@ _NOTHING = re.compile(
 _CONTAINER = re.compile(r"[\[{(](?=[\s\[\]{}()]|\Z|[a-z]{1,20}:\s|\\{0,15}+[\"'][^\"'\n]{0,64}[\"']\s{0,4}[:,\])}])")
 # What a bare value is when it is code: names that are followed, called or indexed.
 _EXPRESSION = re.compile(
-    r"""(?x) [!&*(]{0,2}+ (?: (?:new|await|not|try[?!]?|if)[ ]\(?+ )?+ (?P<names> \$?[A-Za-z_]\w*+ (?: (?: \??\. | :: | -> ) [A-Za-z_]\w*+ )*+ )
+    r"""(?x) [!&*(]{0,2}+ (?: (?:new|await|not|try[?!]?|if)[ ]\(?+ )?+
+    (?P<names> \$?[A-Za-z_]\w*+ (?: (?: \??\. | :: | -> ) [A-Za-z_]\w*+ )*+ )
     (?P<open> \( (?= [\w"')\]*&$(\[{:-] | \s*\Z | \s*\n ) | \??\.?\[ (?=[\w"':-]) | \{ (?=\w+:)
       | <[A-Za-z][\w ,|<>\[\]]{0,60}>\( )?+"""
 )
 _CLOSED = re.compile(r"\s*+\Z|\s*\n|[^\n]{0,200}?(?:[)\]}]|[,({\[]\s{0,4}(?:\n|\Z))")
 _OPERATOR = re.compile(r" (?:if|else|or|and|\?{1,2}) | :\w")
 _LOGICAL = re.compile(r" (?:&&|\|\|) | else \{")
-# Code assigns to these; what it assigns is a name when it has the form of one.
-_ASSIGNED = re.compile(r"\b(?:self|this|cls)\.[\w.]*\Z|\b(?:const|let|var|val|final|auto) [\w ]*\Z")
 _CMDLET = re.compile(r"(?:Get|New|Read|Import|ConvertTo|ConvertFrom)-[A-Z]\w+")
 _TYPE_NAME = re.compile(r"(?:[A-Z][a-z]+){2,}(?<=Type|ypes|.Key|oken|Info|ions|nfig|ider|tory|back)")
 _LETTERS = re.compile(r"[A-Za-z_.:>?$-]+")
@@ -382,12 +382,11 @@ _TYPE_OR_REMARK = re.compile(
       | must | should | may | can | cannot | will | has | have | if | when | because | but | or | and | is | are | was
       | were | missing | invalid | incorrect | wrong | empty | unset | valid | ok | optional | unknown | weak | strong
       | short | long | mandatory | different | same | fine | safe | set | reset | sent | lost | kept | hidden | please
-      | found | given | taken | known | shown | inherit | as | oauth | via | keep | this | that | it | you | your | option | flag | argument | write | read | [a-z]{2,16}(?:ed|ing|able|ible)
+      | found | given | taken | known | shown | inherit | as | oauth | via | keep | this | that | it | you | your
+      | option | flag | argument | write | read | [a-z]{2,16}(?:ed|ing|able|ible)
     ) (?= \Z | [\s.,;:!?)|=`"] )"""
 )
 _COUNT = re.compile(r"\d{1,4}")
-# After a complaint the text behind the colon is the reason.
-_COMPLAINT = re.compile(r"(?:fail|cannot|could not|unable|error|invalid|denied|expired|rejected)[^\n]{0,48}\Z")
 _REASON = re.compile(r"[a-z]+ ")
 _REFERENCE = re.compile(r"\w{2,16}://")
 _DIRECTORY = re.compile(r"(?:[/~]|\\\\|[A-Za-z]:[\\/])[\w./\\ :~@-]*")
@@ -396,11 +395,12 @@ _LIKE_A_PASSWORD = re.compile(
     r"[^=:]{6,}={0,2}|[A-Za-z]{8,}={1,2}"
 )
 _RANDOM = re.compile(r"(?P<digest>[0-9a-fA-F-]{16,}+(?![\w+/=~.]))|[A-Za-z0-9+/_~-]{16,}+={0,2}(?![\w.])")
-_LONG_WORD_CHARS, _LONGEST_WORD = 20, 32
-_SYMBOL_INSIDE = re.compile(r"[!#$%^&*~+{}]\w")
-_CAMEL_CASE = re.compile(r"(?:[A-Z][a-z]+){2,}")
 _MIXED = re.compile(r"(?=\D*\d)(?=[^A-Za-z]*[A-Za-z])(?!\w*=\w)[!-~]{12,}")
 _KIND_OF_CHARACTER = re.compile(r"[a-z]+|[A-Z]+|\d+")
+_CAMEL_CASE = re.compile(r"(?:[A-Z][a-z]+){2,}")
+_SYMBOL_INSIDE = re.compile(r"[!#$%^&*~+{}]\w")
+# So many letters and digits without anything between are no word; so many behind a word like key, with hyphens even.
+_LONG, _VERY_LONG = 20, 32
 
 _PATH_HINT = re.compile(
     r"[./\\_](?:pem|key|crt|cer|der|p12|pfx|jks|truststore|ppk|kdbx|gpg|netrc|pgpass|git-cred|docker|htpasswd|id_|ssh|aws"
@@ -408,7 +408,8 @@ _PATH_HINT = re.compile(
 )
 _PATH = re.compile(
     r"""(?x)
-      (?: \A(?=[^"'`\n]{0,999}\Z) | (?<=["'`]) ) (?: [A-Za-z]:[\\/] | \\{2,8}(?=\w) | ~?/ ) [\w.@+~-]{1,99}+         # in quotes: with spaces
+      (?: \A(?=[^"'`\n]{0,999}\Z) | (?<=["'`]) )                                              # alone: with spaces
+        (?: [A-Za-z]:[\\/] | \\{2,8}(?=\w) | ~?/ ) [\w.@+~-]{1,99}+
         (?: [\\/ ]{1,8}+ [\w.()@+~$-]{1,99}+ ){0,30}+ (?= \Z | \\{0,15}+["'`] )
     | (?: (?<![\w.~/\\<-]) | (?<=\\[nrt]) ) (?! (?<=:)// ) (?: file:// )?+                            # POSIX
         (?: ~[\w-]{0,32}+ | \.{1,2} | \$\{?\w{1,64}+\}? )?+ (?: /{1,3}+ [^\s/\\"'`<>|,;:()\[\]{}=&*?]++ )++ /?
@@ -422,7 +423,8 @@ _KEY_MATERIAL = re.compile(
     r"""(?x)
       / .{0,256} \.(?:pem|key|crt|cer|der|p12|pfx|jks|keystore|truststore|ppk|kdbx|gpg)\Z
     | \A [\w.-]{0,64}\w (?: \.(?:pem|crt|p12|pfx|jks|ppk) | (?<=client|server|broker)\.key )\Z
-    | /_netrc\Z | (?:\A|/) (?: \.netrc | \.(?:pgpass|git-credentials|dockercfg) | \.?htpasswd | id_(?:[dr]sa|ecdsa|ed25519) )\Z
+    | (?:\A|/) (?: \.(?:netrc|pgpass|git-credentials|dockercfg) | \.?htpasswd | id_(?:[dr]sa|ecdsa|ed25519) )\Z
+    | /_netrc\Z
     | / \.(?:ssh|aws|kube|gnupg|azure) (?: / | \Z )
     | \A (?:/|~|\.|\$|[a-z]:|file:) (?:.{0,256}/)?secrets/.
     | / (?: run/secrets | (?:ssl|tls)/private | \.docker/config\.json | gcloud/ )
@@ -471,7 +473,7 @@ def _sanitize_text(text: str) -> str:
         text = _PATH.sub(_path_marker, text)
     if _KEY_WORD.search(hints):
         text = _without_keyed_values(text)
-    if any(hint in hints for hint in _PLACE_HINTS):
+    if _PLACE_HINT.search(hints):
         for place in _PLACES:
             text = place.sub(_marked, text)
     return text
@@ -558,7 +560,11 @@ class _Key(NamedTuple):
 
     @property
     def password(self) -> bool:
-        return self.word not in _NO_PASSWORDS
+        return self.word not in _NO_PASSWORD
+
+    def means_directory(self, value: str) -> bool:
+        """Whether it is the working directory of a process."""
+        return self.word == "pwd" and _DIRECTORY.fullmatch(value) is not None
 
     @property
     def name(self) -> str:
@@ -596,9 +602,9 @@ def _keys(text: str) -> Iterator[_Key]:
         apart = not (before[-1:].isalnum() or before.endswith(("+", "/"))) or (
             text[start].isupper() and text[start - 1].islower()
         )
-        if apart or (_PASS_OWNER.search(nearest) if word in _SHORT else not weak):
-            if not _NO_KEY.search(nearest):
-                yield _Key(word, start, found.end(), weak, before, apart)
+        named = apart or (_PASS_OWNER.search(nearest) is not None if word in _SHORT else not weak)
+        if named and not _NO_KEY.search(nearest):
+            yield _Key(word, start, found.end(), weak, before, apart)
 
 
 def _key_of(name: str) -> _Key | None:
@@ -609,7 +615,7 @@ def _key_of(name: str) -> _Key | None:
 def _is_named_secret(name: str, value: str) -> bool:
     """Whether `value` is a secret because of the name it stands under."""
     key = _key_of(name)
-    if key is None or not value or _NOTHING.fullmatch(value):
+    if key is None or not value or _NOTHING.fullmatch(value) or key.means_directory(value):
         return False
     if key.weak:
         return _is_random(_RANDOM.fullmatch(value), key)
@@ -624,14 +630,12 @@ def _is_random(value: re.Match[str] | None, key: _Key) -> bool:
         or (value["digest"] is not None and _PLAIN_OWNER.search(key.before[-_OWNER:]))
     ):
         return False
-    return _changes_kind(value[0]) or (len(value[0]) >= _LONGEST_WORD and _is_mixed(value[0]))
+    return _changes_kind(value[0]) or (len(value[0]) >= _VERY_LONG and _is_mixed(value[0]))
 
 
 def _is_mixed(text: str) -> bool:
     """Whether letters and digits take turns, or are many without anything between."""
-    return _MIXED.fullmatch(text) is not None and (
-        _changes_kind(text) or (len(text) >= _LONG_WORD_CHARS and text.isalnum())
-    )
+    return _MIXED.fullmatch(text) is not None and (_changes_kind(text) or (len(text) >= _LONG and text.isalnum()))
 
 
 def _changes_kind(text: str) -> bool:
@@ -716,22 +720,20 @@ def _value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, st
     value = text[start:end]
     if len(value) > _LONGEST_HARMLESS:
         secret = True
-    elif not value or _NOTHING.fullmatch(value.rstrip() or " "):
+    elif not value or _NOTHING.fullmatch(value.rstrip() or " ") or key.means_directory(value):
         secret = False
     elif not sure and not key.password and separator["space"]:
         secret = _is_mixed(value) or (opening is not None and _SYMBOL_INSIDE.search(value) is not None)
-    elif not sure:
-        secret = _LIKE_A_PASSWORD.fullmatch(value) is not None and (
-            opening is not None or not _is_code_or_remark(key, separator, text, start, end)
-        )
+    elif not sure and not _LIKE_A_PASSWORD.fullmatch(value):
+        secret = False
+    elif opening is None:
+        secret = not _is_code_or_remark(key, separator, text, start, end)
     elif separator["pair"] and not (key.flag or _SETTER.search(key.near)):
         another = _key_of(value)
         secret = text[end + 1 : end + 2] in {")", "]"} and not (another and another.apart)
     else:
-        secret = not (key.word == "pwd" and _DIRECTORY.fullmatch(value)) and (
-            (opening is not None and not (opening["quote"] == "`" and separator[0] == "=" and " " in value))
-            or (opening is None and not _is_code_or_remark(key, separator, text, start, end))
-        )
+        command = opening["quote"] == "`" and separator[0] == "=" and " " in value
+        secret = not command
     return start, end if secret else start, marker
 
 
@@ -780,10 +782,10 @@ def _extent(
 
 def _bare_end(key: _Key, text: str, start: int) -> int:
     """Find where a bare value ends; a quote or bracket ends it if one was opened before the key."""
-    if _ENVIRONMENT.search(key.near):
-        quoted = text.find(_ENVIRONMENT.search(key.near)[1], start, start + _LONGEST_HARMLESS)
-        if quoted > 0:
-            return quoted
+    around = _ENVIRONMENT.search(key.near)
+    closed = text.find(around[1], start, start + _LONGEST_HARMLESS) if around else -1
+    if closed >= 0:
+        return closed
     for stop in _STOP.finditer(text, start):
         if stop["fragment"] and not _IN_QUERY.search(key.lead):
             continue
@@ -837,7 +839,7 @@ def _is_code_or_remark(key: _Key, separator: re.Match[str], text: str, start: in
         or (
             not key.password
             and ":" in assign
-            and _COMPLAINT.search(key.near)
+            and _COMPLAINT.search(key.near) is not None
             and _REASON.match(text, start) is not None
         )
         or value.strip("_$:@").lower() == key.word
@@ -847,33 +849,24 @@ def _is_code_or_remark(key: _Key, separator: re.Match[str], text: str, start: in
 
 def _is_code(key: _Key, separator: re.Match[str], text: str, start: int, end: int) -> bool:
     """Whether a bare value is an expression: a call, an index, or names that lead to something named like a secret."""
-    if _CMDLET.match(text, start):
-        return True
     found = _EXPRESSION.match(text, start)
-    if found is None:
-        return False
+    if found is None or (found["open"] is None and found.end() < end):
+        return _CMDLET.match(text, start) is not None
     names = found["names"]
     if found["open"]:
         # Names are made of words; what a machine made is not.
         made_of_words = len(_NAME_PIECE.findall(names)) <= len(names) * 0.4
         return len(names) > 2 and made_of_words and _CLOSED.match(text, found.end()) is not None  # noqa: PLR2004
-    if found.end() < end:
-        return False
-    if (
-        names.lower().rpartition(".")[2].lstrip("_") == key.name
-        or ("." in names and _OPERATOR.match(text, end))
-        or _LOGICAL.match(text, end)
-        or _ASSIGNED.search(key.near)
-    ):
-        return True
-    if not _LETTERS.fullmatch(names):
-        return False
-    last = _key_of(names)
+    last, letters = _key_of(names), _LETTERS.fullmatch(names) is not None
     return (
-        (last is not None and last.apart and last.start > 0)
-        or (names[0] == "$" and (key.lead.startswith("$") or text.startswith(";", end)))
-        or _ROOT.match(names) is not None
-        or (" = " in separator[0] and (names.count(".") > 1 or ("." in names and "_" in names)))
+        names.lower().rpartition(".")[2].lstrip("_") == key.name
+        or ("." in names and _OPERATOR.match(text, end) is not None)
+        or _LOGICAL.match(text, end) is not None
+        or _ASSIGNED.search(key.near) is not None
+        or (letters and last is not None and last.apart and last.start > 0)
+        or (letters and names[0] == "$" and (key.lead.startswith("$") or text.startswith(";", end)))
+        or (letters and _ROOT.match(names) is not None)
+        or (letters and " = " in separator[0] and (names.count(".") > 1 or ("." in names and "_" in names)))
         or _TYPE_NAME.fullmatch(names) is not None
     )
 
@@ -929,6 +922,7 @@ def _hunt(values: frozenset[str]) -> Callable[[str], str]:
         alternatives = "|".join(expression for expression, _ in forms)
         expressions.append(re.compile(rf"(?P<marker>{_ANY_MARKER})|{_BACKSLASH}{{0,16}}+(?:{alternatives})"))
         digits += [_utf8(text).hex() for text in sorted(escaped)]
+    hint = re.compile("|".join(sorted(anchors)))
     hidden = re.compile("|".join(sorted(digits, key=len, reverse=True)))
     beginnings = {_HEX_GAP.join((each[0:2], each[2:4], each[4:6])) for each in digits}
     hex_hint = re.compile("|".join(sorted(beginnings)), re.IGNORECASE)
@@ -937,7 +931,8 @@ def _hunt(values: frozenset[str]) -> Callable[[str], str]:
         text = run[0]
         found = [digit for digit in _HEX_DIGIT.finditer(text) if digit[1]]
         plain = "".join(digit[1] for digit in found).lower()
-        pieces, done = [], 0
+        pieces: list[str] = []
+        done = 0
         for occurrence in hidden.finditer(plain):
             start, end = found[occurrence.start()].start(), found[occurrence.end() - 1].end()
             lead = _LEAD_BEFORE.search(text, max(0, start - 20), start)
@@ -946,7 +941,7 @@ def _hunt(values: frozenset[str]) -> Callable[[str], str]:
         return "".join([*pieces, text[done:]])
 
     def hide(text: str) -> str:
-        if any(anchor in text for anchor in anchors):
+        if hint.search(text):
             for expression in expressions:
                 text = expression.sub(lambda found: found["marker"] or MARKER, text)
         return _HEX_RUN.sub(without_hex, text) if hex_hint.search(text) else text
@@ -1109,15 +1104,13 @@ class _Guard:
             return MARKER
         if value is None or (isinstance(value, str | int | float) and str(value) in seen):
             return value
-        if isinstance(value, str):
-            return self._redact(value)
-        if depth < _DEEPEST_EXTRA and isinstance(value, dict):
-            return {key: self._walk(inner, str(key), depth + 1, seen) for key, inner in value.items()}
-        if depth < _DEEPEST_EXTRA and isinstance(value, list | tuple):
+        if isinstance(value, dict | list | tuple) and depth < _DEEPEST_EXTRA:
+            if isinstance(value, dict):
+                return {key: self._walk(inner, str(key), depth + 1, seen) for key, inner in value.items()}
             items = [self._walk(inner, name, depth + 1, seen) for inner in value]
             return tuple(items) if isinstance(value, tuple) else items
         try:
-            shown = str(value), repr(value)
+            shown = (value,) if isinstance(value, str) else (str(value), repr(value))
         except Exception:  # noqa: BLE001  # what cannot be shown cannot be judged
             return MARKER
         return value if all(self._redact(text) == text for text in shown) else self._redact(shown[0])
