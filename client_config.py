@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from sanitizer import hide_secrets
+
 Client = Literal["claude-desktop", "claude-code", "cursor", "vscode"]
 
 _PLACES: Final[dict[Client, str]] = {
@@ -30,7 +32,7 @@ def entry(client: Client, name: str, settings: Mapping[str, str]) -> dict[str, A
 
 def write_entry(client: Client, name: str, settings: Mapping[str, str], withheld: list[str]) -> None:
     """Write the entry to stdout, so that it can be piped, and what to do with it to stderr."""
-    sys.stdout.write(json.dumps(entry(client, name, settings), indent=2) + "\n")
+    sys.stdout.write(hide_secrets(json.dumps(entry(client, name, settings), indent=2)) + "\n")
     sys.stderr.write(f"\nWhere it goes: {_PLACES[client]}.\n")
     if withheld:
         sys.stderr.write(

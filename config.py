@@ -27,6 +27,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from errors import ConfigError
+from sanitizer import add_known
 
 AccessMode = Literal["read", "write", "admin"]
 ProtocolVersion = Literal["auto", "5", "3.1.1"]
@@ -226,7 +227,6 @@ class Config:
         logs: Logging.
         access_mode: What the assistant may do.
         warnings: Sentences about settings that work but should not stay so, for the log and `server_status`.
-        url_password: The password as the URL in MQTT_BROKER spells it, percent-encoded.
         files: What was read besides the environment, by the name of the setting it is for; a file may be missing.
     """
 
@@ -235,18 +235,12 @@ class Config:
     logs: Logs = field(default_factory=Logs)
     access_mode: AccessMode = "write"
     warnings: tuple[str, ...] = ()
-    url_password: SecretStr | None = None
     files: Mapping[str, Path] = field(default_factory=dict, compare=False)
 
     @property
     def tls(self) -> TLSConfig | None:
         """How TLS is done; None when it is off."""
         return self.broker.tls
-
-    def secrets(self) -> tuple[str, ...]:
-        """Every secret value, in every spelling it was given in, for the sanitizer."""
-        known = (self.broker.password, self.tls and self.tls.client_key_password, self.url_password)
-        return tuple(dict.fromkeys(secret.get_secret_value() for secret in known if secret))
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, *, env_file: Path | None = ENV_FILE) -> Self:
@@ -256,6 +250,8 @@ class Config:
         a file of its name in the directory that `environ` calls CREDENTIALS_DIRECTORY. In the first two a secret may
         be given as NAME or as NAME_FILE, not as both in one place. An empty variable is not set. Around a value white
         space is ignored; a secret is taken as it is, from a file without its last line break.
+
+        The sanitizer gets to know every secret that is read, also when the settings cannot be used.
 
         Args:
             environ: The environment; None for the process's own.
@@ -288,7 +284,6 @@ class Config:
             logs=Logs(level=settings.LOG_LEVEL, format=settings.LOG_FORMAT, file=settings.LOG_FILE),
             access_mode=settings.ACCESS_MODE,
             warnings=tuple(report.warnings),
-            url_password=settings.MQTT_BROKER.raw_password,
             files=report.files | {name: path for name in _CERTIFICATES if (path := getattr(settings, name))},
         )
 
@@ -337,7 +332,6 @@ class _Address(NamedTuple):
     path: str | None = None
     user: str | None = None
     password: SecretStr | None = None
-    raw_password: SecretStr | None = None
     embedded: bool = False
 
 
@@ -364,6 +358,8 @@ def _address(text: str) -> _Address:
     if path and transport != "websockets":
         raise ValueError("only ws:// and wss:// have a path")
     user, _, password = (match["login"] or "").partition(":")
+    add_known(password)
+    add_known(_percent_decoded(password))
     return _Address(
         host=_ipv6(match["host"][1:-1]) if match["host"].startswith("[") else _host(match["host"]),
         port=port,
@@ -372,7 +368,6 @@ def _address(text: str) -> _Address:
         path=path,
         user=_mqtt_string(_percent_decoded(user)) or None,
         password=_mqtt_secret(SecretStr(_percent_decoded(password))) if password else None,
-        raw_password=SecretStr(password) if password else None,
     )
 
 
@@ -607,6 +602,8 @@ def _gather(environ: Mapping[str, str], dotenv: Mapping[str, str], report: _Repo
     """Find the text of each setting that has one."""
     found = {name: _find(name, environ, dotenv, report) for name in SETTINGS}
     values = {name: text for name, text in found.items() if text is not None}
+    for name in values.keys() & set(SECRETS):
+        add_known(values[name])
     report.given.update(values)
     return values
 

@@ -17,12 +17,13 @@ from typing import Any, Final, Literal
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.types import TextContent
-from rich.console import Console
 from rich.markup import escape
 
 from config import NAMES, BrokerConfig, Config, environment
 from errors import BridgeError
 from mqtt_failures import tls_context
+from sanitizer import hide_secrets
+from screen import Screen
 from simulator.broker import Broker
 from simulator.embedded import running
 from simulator.plant import Plant
@@ -31,6 +32,8 @@ TIMEOUT_S: Final = 55
 """The demo ends by itself within this time, whatever happens."""
 
 _SHOWN_CHARS: Final = 160
+_LOOKS, _BETWEEN_LOOKS_S = 10, 0.5
+"""A slow machine, or a broker that has to be asked in MQTT 3.1.1, may take a while to be connected."""
 
 
 class DemoError(BridgeError):
@@ -41,7 +44,7 @@ class DemoError(BridgeError):
 class Demo:
     """The steps, and where they are told."""
 
-    console: Console
+    console: Screen
     prefix: str
     client: Client
     step: int = 0
@@ -80,7 +83,7 @@ class Demo:
         with self.console.status("waiting for the answer") as status:
 
             async def show(progress: float, total: float | None, message: str | None) -> None:
-                status.update(f"{progress:.0f} of {total or 0:.0f} s: {escape(message or '')}")
+                status.update(hide_secrets(f"{progress:.0f} of {total or 0:.0f} s: {escape(message or '')}"))
 
             result = await self.client.call_tool(tool, arguments, progress_callback=show)
         (block,) = result.content
@@ -106,6 +109,11 @@ class Demo:
 async def _connected(demo: Demo) -> Literal["5", "3.1.1"]:
     demo.say("Is the server connected?")
     status = await demo.call("server_status", check=True)
+    for _ in range(_LOOKS):
+        if status["connection"]["connected"]:
+            break
+        await asyncio.sleep(_BETWEEN_LOOKS_S)
+        status = await demo.call("server_status", check=True)
     connection, broker = status["connection"], status["broker"]
     if not connection["connected"]:
         raise DemoError(f"the server is not connected. {connection['last_error']}")
@@ -213,7 +221,7 @@ def _own(address: str, env_file: Path) -> _Place:
     return _Place(config.broker, prefix, child_environment, ("--env-file", str(env_file)))
 
 
-async def _run(console: Console, own: _Place | None) -> None:
+async def _run(console: Screen, own: _Place | None) -> None:
     async with AsyncExitStack() as stack:
         if own is None:
             console.print("Starting the embedded development broker, for a small plant ...")
@@ -249,7 +257,7 @@ async def _run(console: Console, own: _Place | None) -> None:
 
 def run_demo(address: str | None, env_file: Path) -> int:
     """Run the demo on the embedded broker, or on the broker at `address`, and return the exit code."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Screen(highlight=False, soft_wrap=True)
     own = None if address is None else _own(address, env_file)
     failure = None
     try:

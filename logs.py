@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
@@ -24,8 +23,8 @@ OLD_FILES: Final = 3
 _TEXT: Final = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def set_up(config: Logs, secrets: Iterable[str]) -> None:
-    """Send the records of every library to stderr and, if wanted, to a file, with `secrets` hidden.
+def set_up(config: Logs) -> None:
+    """Send the records of every library to stderr and, if wanted, to a file, without secrets.
 
     Raises:
         ConfigError: The log file cannot be written.
@@ -44,9 +43,10 @@ def set_up(config: Logs, secrets: Iterable[str]) -> None:
         handler.setFormatter(JsonFormatter() if config.format == "json" else _TextFormatter(_TEXT))
         root.addHandler(handler)
     logging.captureWarnings(capture=True)
-    sanitizer.install(secrets)
+    sanitizer.install()
     sys.excepthook = _log_uncaught
     threading.excepthook = _log_uncaught_in_thread
+    sys.unraisablehook = _log_unraisable
 
 
 class _TextFormatter(logging.Formatter):
@@ -98,6 +98,11 @@ def _open_file(path: Path) -> logging.Handler:
 
 def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     logging.getLogger(__name__).critical("the server failed", exc_info=(kind, error, trace))
+
+
+def _log_unraisable(args: "sys.UnraisableHookArgs") -> None:
+    if args.exc_value is not None:
+        _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
 
 
 def _log_uncaught_in_thread(args: threading.ExceptHookArgs) -> None:

@@ -9,7 +9,6 @@ from typing import Final
 
 from config import BrokerConfig, Config
 from errors import ConfigError
-from sanitizer import add_known
 
 LOOK_EVERY_S: Final = 2.0
 """Seconds between two looks at the files. Notifications of the system do not reach through container mounts."""
@@ -75,8 +74,6 @@ def _look(files: Mapping[str, Path]) -> _Seen:
 
 
 def _take_over(old: Config, fresh: Config, changed: list[str], use: Callable[[BrokerConfig], None]) -> None:
-    for secret in fresh.secrets():
-        add_known(secret)
     for warning in fresh.warnings:
         if warning not in old.warnings:
             logger.warning("%s", warning)

@@ -153,6 +153,14 @@ PLACES: Final = (
         "mosquitto_passwd -c /etc/pw bob",
     ),
     Pattern(
+        "SQL",
+        rf"(?i:IDENTIFIED\s(?:WITH\s\S{{1,40}}\s)?BY)\s{_ARGUMENT}",
+        "CREATE USER bob IDENTIFIED BY 'x'",
+        "IDENTIFIED VIA ldap",
+    ),
+    Pattern("redis.conf", rf"(?:requirepass|masterauth)\s{_ARGUMENT}", "requirepass x", "requirepassword"),
+    Pattern(".netrc", rf"login\s\S{{1,99}}\s{{1,8}}password\s{_ARGUMENT}", "login bob password x", "login bob account"),
+    Pattern(
         "CONNECT in bytes",
         r"MQTT\\x0[345](?:\\x[4-7c-f][0-9a-f]|[@-\[\]-~])[^\"'\n]{0,400}\\x00(?:\\x[0-9a-f]{2}|\\[nrt]|[^\\])([^\"'\n\\]+)",
         r"MQTT\x04\xc2\x00<\x00\x02gw\x00\x03bob\x00\x08geheim42",
@@ -206,7 +214,7 @@ PLACES: Final = (
 """Where a secret stands by the grammar of a tool, a header or a call, with no key that says so."""
 _PLACE_HINT = re.compile(
     r"bearer|curl|username_pw_set|-adduser|-changeuser|-setsecret|keep|slack|cookie|sig|response=|-> |=> |pass:|passwd "
-    r"|mqtt\\| -p|'-p|\"-p| -a| -w"
+    r"|identified|requirep|masterauth|login |mqtt\\| -p|'-p|\"-p| -a| -w"
 )
 _PLACES = tuple(re.compile(row.expression) for row in PLACES)
 
@@ -216,12 +224,13 @@ _CREDENTIAL = re.compile(
     r"(?a:(?<![\w-])|(?<=\\[nrt])|(?<=%[0-9A-F][0-9A-F]))(?a:" + "|".join(row.expression for row in CREDENTIALS) + ")"
 )
 
+_PEM_WORDS = r"(?:[ ]|%20) (?:[A-Z0-9 ]|%20){1,40}+ -----"
 _PEM = re.compile(
-    r"""(?x) -----BEGIN[ ] ([A-Z0-9 ]{1,40}+) -----
-    (?: [^-]*+ (?: -(?!----(?:BEGIN|END)[ ]) [^-]*+ )*+ -----END[ ][A-Z0-9 ]{1,40}+-----    # whole
-      | (?: (?: \\{1,16}+[nrt] | [\s|>\#] ){1,40}+                                          # cut off: the lines it has
-            (?: [A-Za-z0-9+/=]{20,}+ | [A-Za-z0-9+/]{1,64}+ (?: =++ | (?= ["'.…] | \s*\Z ) )
-              | [PD][\w-]{7,9}:[^\\\n]{0,99}+ )
+    rf"""(?x) -----BEGIN (?P<kind> {_PEM_WORDS} )
+    (?: [^-]*+ (?: -(?!----(?:BEGIN|END)(?:[ ]|%20)) [^-]*+ )*+ -----END {_PEM_WORDS}           # whole
+      | (?: (?: \\{{1,16}}+[nrt] | %0[AD] | [\s|>\#] ){{1,40}}+                          # cut off: the lines it has
+            (?: [A-Za-z0-9+/=]{{20,}}+ | [A-Za-z0-9+/]{{1,64}}+ (?: =++ | (?= ["'.…] | \s*\Z ) )
+              | [PD][\w-]{{7,9}}:[^\\\n]{{0,99}}+ )
         )*+
     )"""
 )
@@ -235,7 +244,7 @@ _URL = re.compile(
 # A key is judged by its last word, so after the word it is over. Words are looked for in the text in lower case.
 _KEY_WORD = re.compile(
     r"(?:pass(?:word|wd|wort|phrase|code)?s?|pwd|pswr?d|pw|p/w|contrase[nñ]a|mot de passe|senha|wachtwoord|lösenord"
-    r"|hasło|пароль|密码|密碼|パスワード|비밀번호|비번|secrets?|token|credentials?|creds|authorization|auth|psk|keys?"
+    r"|kennwort|mot_de_passe|snmp[_-]?community|secret_key_base|hasło|пароль|密码|密碼|パスワード|비밀번호|비번|secrets?|token|credentials?|creds|authorization|auth|psk|keys?"
     r"|otp|sid|session)\d{0,2}(?!\w|[-.]\w)"
 )
 # Before the word: whose key or pass it is, and what makes it a flag that is on or off, or a command about a secret.
@@ -269,7 +278,9 @@ _NO_KEY = re.compile(
 # What is in front of a name says what follows it: a value, or none.
 _FLAG = re.compile(r"(?:\A|[\[(,\"'=])-{1,2}[\w.-]*+\Z")
 _PAIR = re.compile(r"[(\[]b?\\{0,15}[\"'][\w.-]{0,40}\Z")
-_SETTER = re.compile(r"(?:set|put|add|append|define|header)\w{0,32}\(\\{0,15}[\"'][\w.-]{0,64}\Z")
+_SETTER = re.compile(
+    r"(?:(?:set|put|add|append|define|header)\w{0,32}\(|map\.?of\((?:[^()]{0,64},\s?)?)\\{0,15}[\"'][\w.-]{0,64}\Z"
+)
 _REMOVES = re.compile(r"(?:get|delete|remove|has|pop|find|check|contains|includes)\(b?[\"'][\w.-]*\Z")
 _ASKS = re.compile(
     r"(?:get|read|load|fetch|find|ask|input|check|verif\w{1,5}|hash|code|field|is|has|for|valid\w{0,4})_?\Z"
@@ -289,19 +300,21 @@ _SEPARATOR = re.compile(
     rf"""(?xi)
     (?P<close> {_QUOTE} )?+
     (?: (?:\[\])?+ [\])]{{0,2}}+ \*{{0,2}}+ [ \t]*+
-          (?: :[ ]?&?(?:'static[ ])?[a-z][\w.<>\[\]|]{{0,30}}+(?:[ ]\|[ ]None)?[ ](?==[ ])                 # its type
-            | (?::[ \t]*+)?+str(?:ing)?[ \t]*+(?==) )?+
-          (?P<assign> [:?+.|!]{{1,3}}+= | =>?(?!=) | (?<=\s)={{2,3}}+ | ={{2,3}}+(?!\s) | :{{1,2}}+ | -> | %3[ad] )
+          (?: :[ ]?&?(?:'static[ ])?[a-z][\w.<>\[\]|&?]{{0,30}}+(?:[ ]\|[ ]None)?[ ](?==[ ])   # its type
+            | (?::[ \t]*+|As[ ])?+str(?:ing)?[ \t]*+(?==) )?+
+          (?P<assign> [:?+.|!]{{1,3}}+= | =>?(?!=) | (?<=\s)={{2,3}}+ | ={{2,3}}+(?!\s) | :(?!:)
+              | ->(?=[\s"']) | <- | %3[ad] )
           \*{{0,2}}+ [ \t]*+
           (?: [|>][+-]?[ \t]*+\r?\n[ \t]++ )?+
       | (?P<element> > ) \s*+ (?= [^<>]{{1,4096}}+</ )
       | [ \t]++ (?P<whose> (?:for|of)[ \t]++ (?: (?!is[ ]|was[ ])[^\s:]{{1,64}}+[ \t]++ ){{0,4}}+ )?+
-          (?P<prose> (?:is|was|equals|ist|lautet|est|to|(?:set|changed)[ ]to) :?+ [ ]++ (?: (?:now|set[ ]to)[ ]++ )?+
+          (?P<prose> (?:is|was|equals|ist|lautet|est|es|to|(?:set|changed)[ ]to) [ ]?:?+ [ ]++
+              (?: (?:now|set[ ]to)[ ]++ )?+
             | (?(whose) [^\s:]{{1,64}}+:[ ] | (?!) ) )
       | (?P<named> (?(close) \s*+,?\s*+ | [ \t]*+[,\r\n]\s*+ ) \\{{0,15}}+["']? value \\{{0,15}}+["']? \s*+ [:=] \s*+ )
       | (?P<pair> \s*+,\s*+ ) (?= b?\\{{0,15}}+["'] )
       | (?P<with> (?(close) [ \t]++ with[ \t]++ | (?!) ) ) (?= \\{{0,15}}+["'] )
-      | (?P<call> \( ) (?= b?["'] )
+      | (?P<call> [({{] ) (?= b?["'] )
       | (?P<dash> [ \t]++-[ \t]++ ) (?= ["'] )
       | (?P<space> [ \t]++ )
     )"""
@@ -314,9 +327,9 @@ _LOOK_UP: Final = (
     r"|(?:pass\w{0,6}|pwd|token|key|secret)\.|\b_|\bt)[\w.:]{0,40}\("
 )
 _OPENING = re.compile(
-    rf"""(?x) (?: ConvertTo-SecureString[ ](?:-String[ ])?
+    rf"""(?x) (?: ConvertTo-SecureString[ ](?:-String[ ])? | !!str[ ]
         | (?:new[ ])?+ (?!{_LOOK_UP}) [A-Za-z_][\w.:]{{0,40}}+ \( (?= b?[\"'] (?![A-Z_]{{1,40}}[\"']) ) )?+
-    (?: \[[ \t]*+ )?+ [bBrRuUfF$@]{{0,2}}+ (?P<quote> \"{{3}} | '{{3}} | {_QUOTE} )"""
+    (?: \[[ \t]*+ )?+ [bBrRuUfFN$@]{{0,2}}+ (?P<quote> \"{{3}} | '{{3}} | {_QUOTE} )"""
 )
 # A quote after a key that stands inside quotes itself closes them, when what follows it looks like the outside.
 _OUTSIDE = re.compile(r"[ \t]*+[,)\]}:+;%]|[ \t]+(?:(?![\w\"'])|\$?[A-Za-z_]\w{0,64}+(?=\s*(?:;|\n|\Z)))")
@@ -375,7 +388,7 @@ _ROOT = re.compile(
     r"|module|data)\W"
 )
 _TYPE_OR_REMARK = re.compile(
-    r"""(?xi)(?: &?str | string | bytes | int | bool | text | any | SecretStr | Option(?:al)?[\[<]\w+[\]>]
+    r"""(?xi)(?: &?str | string | bytes | int | bool | text | any | SecretStr | Option(?:al)?[\[<]&?\w+[\]>]
       | (?:var)?char\(\d+ | \((?:Optional|str|bytes|Union)[^()\n]{0,40}\)
       | [A-Z][a-z]+(?=(?:[ ][A-Za-z][a-z'-]*,?){2,20}\.\s*(?:\Z|\n))                       # a sentence
       | not? | never | too | the | an? | in | on | at | for | from | to | with | by | be | been | also | only | still
@@ -383,6 +396,7 @@ _TYPE_OR_REMARK = re.compile(
       | were | missing | invalid | incorrect | wrong | empty | unset | valid | ok | optional | unknown | weak | strong
       | short | long | mandatory | different | same | fine | safe | set | reset | sent | lost | kept | hidden | please
       | found | given | taken | known | shown | inherit | as | oauth | via | keep | this | that | it | you | your
+      | (?:pass(?:word|wd)|token|secret|key)(?=[ ][a-z]) | raise | return | throw | continue | break
       | option | flag | argument | write | read | [a-z]{2,16}(?:ed|ing|able|ible)
     ) (?= \Z | [\s.,;:!?)|=`"] )"""
 )
@@ -464,7 +478,7 @@ def _redact(text: str, hide_known: Callable[[str], str]) -> str:
 
 def _sanitize_text(text: str) -> str:
     hints = _lower(text)
-    if "-----begin " in hints:
+    if "-----begin" in hints:
         text = _PEM.sub(_pem_marker, text)
     if "@" in hints and "/" in hints:
         text = _URL.sub(_without_password, text)
@@ -482,7 +496,7 @@ def _sanitize_text(text: str) -> str:
 def hide_secrets(text: str) -> str:
     """Hide, in an answer, known values and what is unmistakably a credential; every other byte stays as it is."""
     text = _process.hide(text)
-    if "-----BEGIN " in text:
+    if "-----BEGIN" in text:
         text = _PEM.sub(_pem_marker, text)
     return _LONG_WORD.sub(_without_credentials, text)
 
@@ -510,7 +524,7 @@ def _lower(text: str) -> str:
 def _pem_marker(block: re.Match[str]) -> str:
     if "REDACTED]" in block[0]:
         return block[0]
-    return CERTIFICATE_MARKER if "CERTIFICATE" in block[1] else MARKER
+    return CERTIFICATE_MARKER if "CERTIFICATE" in block["kind"] else MARKER
 
 
 def _without_password(url: re.Match[str]) -> str:
@@ -710,7 +724,8 @@ def _value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, st
         opening = None
     start = opening.end() if opening else separator.end()
     sure, likely = _follows(key, separator, quoted=opening is not None)
-    if not likely or (opening is None and separator[0][:2] == "= " and _NEXT_KEY.match(text, start)):
+    empty = separator[0][:2] == "= " or (separator[0] == ": " and key.word.startswith("cred"))
+    if not likely or (opening is None and empty and _NEXT_KEY.match(text, start)):
         return start, start, ""
     listed = opening is None and _LISTED.match(text, start) is not None and not _NOTHING.match(text, start)
     start += listed
@@ -746,10 +761,10 @@ def _follows(key: _Key, separator: re.Match[str], *, quoted: bool) -> tuple[bool
             return sure, sure
         case "call":
             sets = key.password and not _ASKS.search(key.near)
-            return sets, sets
+            return sets, sets or (not key.password and ("." in key.lead or separator[0] == "{"))
         case "prose":
             said = separator["prose"][:3].lower()
-            told = said not in {"ist", "est", "to "} or (said == "to " and _CHANGES.search(key.near) is not None)
+            told = said not in {"ist", "est", "es ", "to "} or (said == "to " and _CHANGES.search(key.near) is not None)
             return (key.password and told) or quoted, said != "to " or told
         case "space" if key.flag and len(separator[0]) > 1:  # a list of options
             return False, False
@@ -856,7 +871,11 @@ def _is_code(key: _Key, separator: re.Match[str], text: str, start: int, end: in
     if found["open"]:
         # Names are made of words; what a machine made is not.
         made_of_words = len(_NAME_PIECE.findall(names)) <= len(names) * 0.4
-        return len(names) > 2 and made_of_words and _CLOSED.match(text, found.end()) is not None  # noqa: PLR2004
+        counted = (
+            found["open"] == "(" and text[found.end() : found.end() + 1].isdigit() and names.isalpha()
+        )  # Wort(5) is no call
+        long_enough = len(names) > 2  # noqa: PLR2004
+        return long_enough and made_of_words and not counted and _CLOSED.match(text, found.end()) is not None
     last, letters = _key_of(names), _LETTERS.fullmatch(names) is not None
     return (
         names.lower().rpartition(".")[2].lstrip("_") == key.name
@@ -915,7 +934,12 @@ def _hunt(values: frozenset[str]) -> Callable[[str], str]:
     digits: list[str] = []
     for value in sorted(values, key=len, reverse=True):
         # What is put into base64 or hex may have been escaped, or put into base64, before.
-        escaped = {value, json.dumps(value)[1:-1], quote(value, safe=""), base64.b64encode(_utf8(value)).decode()}
+        escaped = {
+            value,
+            json.dumps(value)[1:-1],
+            quote(value, safe="", errors="surrogatepass"),
+            base64.b64encode(_utf8(value)).decode(),
+        }
         forms = [(_spelled(value), value), *(form for text in sorted(escaped) for form in _base64(text))]
         # No encoding that the expressions know changes the longest run of letters and digits.
         anchors |= {max(re.findall("[A-Za-z0-9]+", plain) or [""], key=len) for _, plain in forms}
@@ -975,7 +999,7 @@ def _spelled_piece(piece: str) -> str:
     percent = "".join(rf"%(?:25){{0,3}}{byte:02x}" for byte in utf8)
     entity = f"&(?:amp;){{0,3}}(?:#0*{ord(piece)}|#x0*{ord(piece):x}|{_HTML_NAMES.get(piece, 'amp')});"
     escapes = f"{letter}|{units}|{octets}|x{ord(piece):02x}|U{ord(piece):08x}"
-    return rf"(?:{_BACKSLASH}{{0,16}}+(?:{own}|(?i:{escapes}|{percent}|{entity})))"
+    return rf"(?:{_BACKSLASH}{{0,16}}+(?:(?i:{escapes}|{percent}|{entity})|{own}))"
 
 
 def _base64(text: str) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from mcp.server import MCPServer
 
@@ -29,6 +29,8 @@ from errors import BridgeError, ConfigError
 from inbox import Inbox
 from mqtt_client import Broker, MqttClient
 from rotation import rotating
+from sanitizer import hide_secrets, make_sanitizer
+from tools.expose import last_look
 from tools.messaging import Messaging
 from tools.status import ServerStatus
 
@@ -60,6 +62,7 @@ def build_server(config: Config, broker: Broker) -> MCPServer[None]:
         instructions=INSTRUCTIONS,
         tools=tools,
         subscriptions=False,
+        middleware=[last_look],
         log_level="WARNING",
     )
 
@@ -132,7 +135,7 @@ def serve(env_file: Path) -> int:
     """Serve over stdio and return the exit code."""
     read = partial(Config.from_env, env_file=env_file)
     config = read()
-    logs.set_up(config.logs, config.secrets())
+    logs.set_up(config.logs)
     for warning in config.warnings:
         logger.warning("%s", warning)
     try:
@@ -142,9 +145,17 @@ def serve(env_file: Path) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that repeats no secret which somebody gave as an argument."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit."""
+        super().error(make_sanitizer()(message))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return the exit code: 0 done, 1 could not, 2 wrong arguments or settings."""
-    parser = argparse.ArgumentParser(prog="server.py", description="An MCP server for an MQTT broker, over stdio.")
+    parser = _Parser(prog="server.py", description="An MCP server for an MQTT broker, over stdio.")
     parser.add_argument("--version", action="version", version=f"{NAME} {VERSION}")
     parser.add_argument(
         "--env-file", metavar="FILE", type=Path, default=ENV_FILE, help="settings instead of %(default)s"
@@ -168,11 +179,16 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         return serve(options.env_file)
     except ConfigError as exc:
-        sys.stderr.write(f"The settings cannot be used:\n{exc}\n")
+        _complain(f"The settings cannot be used:\n{exc}")
         return 2
     except BridgeError as exc:
-        sys.stderr.write(f"{exc}\n")
+        _complain(str(exc))
         return 1
+
+
+def _complain(text: str) -> None:
+    # The operator has to see the paths of files that cannot be used.
+    sys.stderr.write(hide_secrets(text) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+import sanitizer
 from tests.brokers import MOSQUITTO, Embedded, Mosquitto
 
 
@@ -25,6 +26,12 @@ def mosquitto_installed() -> None:
         if os.environ.get("REQUIRE_MOSQUITTO") == "1":
             pytest.fail(missing)
         pytest.skip(missing)
+
+
+@pytest.fixture(autouse=True)
+def no_known_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test hide the secrets of another."""
+    monkeypatch.setattr(sanitizer, "_process", sanitizer._KnownValues())  # noqa: SLF001
 
 
 @pytest.fixture

@@ -25,15 +25,16 @@ OURS = {
     "mqtt_failures": {"config", "errors", "topics"},
     "mqtt_link": {"config", "dispatch", "errors", "mqtt_failures", "mqtt_packets", "topics"},
     "mqtt_client": {"config", "dispatch", "errors", "inbox", "mqtt_failures", "mqtt_link", "topics"},
-    "rotation": {"config", "errors", "sanitizer"},
+    "rotation": {"config", "errors"},
     "tools": set(),
     "tools.answers": {"inbox", "sanitizer"},
     "tools.conditions": {"errors", "inbox", "topics"},
     "tools.expose": {"errors", "sanitizer", "topics"},
     "tools.messaging": BRIDGE | {"tools.answers", "tools.conditions", "tools.expose"},
     "tools.status": BRIDGE | {"tools.answers", "tools.expose"},
-    "client_config": {"config", "errors"},
-    "demo": {"config", "errors", "mqtt_failures", "simulator"},
+    "client_config": {"config", "errors", "sanitizer"},
+    "screen": {"sanitizer"},
+    "demo": {"config", "errors", "mqtt_failures", "sanitizer", "screen", "simulator"},
     "server": BRIDGE | {"logs", "rotation", "tools", "demo", "client_config", "simulator"},
     "simulator": {"simulator"},
 }
@@ -44,11 +45,11 @@ ONLY_IN = {
     "paho": {"mqtt_link", "simulator.plant"},
     "pydantic_settings": {"config"},
     "dotenv": {"config"},
-    "rich": {"demo"},
+    "rich": {"demo", "screen"},
 }
 """The outside things of which only these files know."""
 
-PRINTS = {"demo", "client_config"}
+PRINTS = {"demo", "client_config", "screen"}
 """Run by a person; everywhere else stdout belongs to the protocol."""
 
 

@@ -33,4 +33,4 @@ def test_a_json_line_keeps_the_traceback_that_the_sanitizer_wrote(tmp_path: Path
 
 def test_an_unknown_place_for_the_log_is_a_setting_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="LOG_FILE"):
-        logs.set_up(Logs(file=tmp_path / "no" / "directory" / "log"), ())
+        logs.set_up(Logs(file=tmp_path / "no" / "directory" / "log"))

@@ -3,19 +3,24 @@
 import functools
 import inspect
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from difflib import get_close_matches
 from typing import Annotated, Any, Final
 
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
-from mcp.types import CallToolResult, TextContent, ToolAnnotations
+from mcp.shared.exceptions import MCPError
+from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from errors import BridgeError
 from sanitizer import hide_secrets
 from topics import shown
+
+logger = logging.getLogger(__name__)
 
 READS: Final = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=True)
 """Looks, and changes nothing at the broker that others could see."""
@@ -113,6 +118,31 @@ def _all_fit_to_leave(value: Any) -> Any:
     if isinstance(value, list):
         return [_all_fit_to_leave(item) for item in value]
     return value
+
+
+async def last_look(ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+    """Make fit to leave what the SDK answers by itself: errors, lists, echoes of what was asked (middleware).
+
+    The answers of tools were looked at before their structure and their text were made of one piece.
+    """
+    try:
+        result = await call_next(ctx)
+    except MCPError as exc:
+        raise MCPError(exc.code, _fit_to_leave(exc.message), _all_fit_to_leave(exc.data)) from exc
+    except ValidationError:
+        raise  # the SDK says that the parameters are invalid, and no more
+    except Exception as exc:
+        # The SDK would tell a client of the older protocol what went wrong inside.
+        logger.exception("%s failed", ctx.method)
+        raise MCPError(INTERNAL_ERROR, "Internal server error") from exc
+    if isinstance(result, dict) and "structuredContent" not in result:
+        return {key: _all_fit_to_leave(value) for key, value in result.items()}
+    return result
+
+
+async def tell_progress(context: Context[Any, Any], done: float, total: float, text: str) -> None:
+    """Report progress to a client that asked for it."""
+    await context.report_progress(done, total, _fit_to_leave(text))
 
 
 def lean(schema: dict[str, Any]) -> dict[str, Any]:

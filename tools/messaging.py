@@ -36,7 +36,7 @@ from tools.answers import (
     visible,
 )
 from tools.conditions import Condition, Matcher
-from tools.expose import DELETES, HANDLES, READS, WRITES, OptionalText, expose
+from tools.expose import DELETES, HANDLES, READS, WRITES, OptionalText, expose, tell_progress
 from topics import TopicFilter, check_topic_name, shown
 
 MAX_SILENCE_S: Final = 2.0
@@ -447,7 +447,8 @@ class Messaging:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(min(left_s, _PROGRESS_S)):
                         await done.wait()
-                await context.report_progress(
+                await tell_progress(
+                    context,
                     min(time.monotonic() - started, timeout_s),
                     timeout_s,
                     f"{len(matched)} of {count} matched, {seen} messages seen",
@@ -575,7 +576,7 @@ class Messaging:
                 except BrokerError as exc:
                     raise type(exc)(f"{answer.cleared} of {len(found[:limit])} were cleared. {exc}") from exc
                 answer.cleared += 1
-                await context.report_progress(done + 1, len(found[:limit]), f"cleared {topic}")
+                await tell_progress(context, done + 1, len(found[:limit]), f"cleared {visible(topic)}")
             answer.topics.append(visible(topic))
         if answer.failed and not answer.cleared:
             raise BrokerRefusedError(f"None of {len(answer.failed)} was cleared. {next(iter(answer.failed.values()))}")

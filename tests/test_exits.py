@@ -1,0 +1,464 @@
+"""No secret gets out: the same hostile texts through everything that leaves the process.
+
+An exit is a place in the code that writes, prints, logs or answers. `EXITS` says which test goes through which; a new
+exit, or a new tool, without its entry fails.
+"""
+
+import ast
+import asyncio
+import base64
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from mcp.client import Client
+
+import sanitizer
+from config import Config
+from sanitizer import MARKER
+from server import build_server
+from tests.assistant import ERAS, Era
+from tests.child import COMMAND, Child, settings
+from tests.documentation import ROOT
+from tests.fake_broker import FakeBroker
+
+pytestmark = pytest.mark.anyio
+
+USER = "operator"
+PASSWORD = f"Pump7/{os.urandom(5).hex()}-ü%"
+TOKEN = f"ghp_{os.urandom(18).hex()}"
+BASIC = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+
+HOSTILE = {
+    "as it is": PASSWORD,
+    "percent": quote(PASSWORD, safe=""),
+    "in a URL": f"mqtts://{USER}:{quote(PASSWORD, safe='')}@plant.example:8883",
+    "Basic": f"Authorization: Basic {BASIC}",
+    "JSON": json.dumps({"a": PASSWORD}),
+    "JSON in JSON": json.dumps(json.dumps({"a": PASSWORD})),
+    "repr of bytes": repr(PASSWORD.encode()),
+    "hex": PASSWORD.encode().hex(),
+    "credential": TOKEN,
+    "private key": "-----BEGIN PRIVATE KEY-----\nMIIEvQ" + "A7kq" * 12 + "\n-----END PRIVATE KEY-----",
+}
+"""What must not get out, in the forms in which it could."""
+
+FRAGMENTS = (
+    PASSWORD[:16],
+    quote(PASSWORD, safe="")[:18],
+    base64.b64encode(PASSWORD.encode()).decode()[:12],
+    BASIC[14:28],
+    PASSWORD.encode().hex()[:20],
+    TOKEN[4:20],
+    "A7kq",
+)
+"""A part of each that nobody writes by chance."""
+
+WRITERS = {"write", "writelines", "print", "write_text", "write_bytes", "report_progress", "send", "fdopen"}
+
+EXITS = {
+    ("client_config", "sys.stdout.write"): "test_the_command_line",
+    ("client_config", "sys.stderr.write"): "test_the_command_line",
+    ("demo", "console.print"): "test_the_command_line",
+    ("demo", "self.console.print"): "test_the_command_line",
+    ("logs", "os.fdopen"): "test_everything_that_is_logged",
+    ("sanitizer", "sys.stderr.write"): "test_everything_that_is_logged",
+    ("screen", "super().print"): "test_the_command_line",
+    ("server", "sys.stderr.write"): "test_the_command_line",
+    ("tools.expose", "context.report_progress"): "test_every_tool",
+}
+"""Where the code writes, and the test that goes through it. The protocol's own stream belongs to the SDK."""
+
+
+def assert_hidden(text: str) -> None:
+    assert [fragment for fragment in FRAGMENTS if fragment in text] == []
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the process know the password, as `logs.set_up` does."""
+    monkeypatch.setattr(sanitizer, "_process", sanitizer._KnownValues([PASSWORD]))  # noqa: SLF001
+
+
+def test_every_place_that_writes_has_a_test() -> None:
+    files = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")] if path.name != "__init__.py"]
+    found = {
+        (".".join(path.relative_to(ROOT).with_suffix("").parts), ast.unparse(node.func))
+        for path in files
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call)
+        and (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")) in WRITERS
+    }
+
+    assert found == set(EXITS)
+    assert {test for test in EXITS.values() if test not in globals()} == set()
+
+
+LOGGING = r"""
+import asyncio, gc, json, logging, sys, threading, warnings
+from pathlib import Path
+from config import Logs
+import logs, sanitizer
+
+hostile, password = json.loads(sys.stdin.read())
+sanitizer.add_known(password)
+logs.set_up(Logs(level="DEBUG", format=sys.argv[2], file=Path(sys.argv[1])))
+
+class Broken:
+    def __init__(self, text): self.text = text
+    def __del__(self): raise ValueError("exit: unraisable " + self.text)
+
+class Shown:
+    def __init__(self, text): self.text = text
+    def __repr__(self): return "exit: object " + self.text
+
+def fail(exit, text):
+    try:
+        raise OSError(text)
+    except OSError as exc:
+        exc.add_note("exit: note " + text)
+        raise RuntimeError(exit + text) from exc
+
+for text in hostile.values():
+    for name in "paho.mqtt.client httpx2 httpcore2.connection mcp.server uvicorn.error asyncio mqtt_link".split():
+        logger = logging.getLogger(name)
+        logger.debug("exit: message %s", text)
+        logger.info("exit: joined %s%s", text[:4], text[4:])
+        logger.warning("exit: extra", extra={"found": {"deep": [text]}})
+        logger.warning(Shown(text))
+    logging.getLogger("x").error("exit: stack " + text, stack_info=True)
+    logging.getLogger("x").error("exit: malformed %d", text)
+    try:
+        fail("exit: exception ", text)
+    except RuntimeError:
+        logging.getLogger("x").exception("exit: traceback")
+    try:
+        raise ExceptionGroup("exit: group", [ValueError(text), TypeError(text)])
+    except ExceptionGroup:
+        logging.getLogger("x").exception("exit: group")
+    warnings.warn("exit: warning " + text, stacklevel=1)
+    thread = threading.Thread(target=fail, args=("exit: thread ", text))
+    thread.start()
+    thread.join()
+
+    async def forget():
+        asyncio.get_running_loop().create_task(forgotten(text))
+        await asyncio.sleep(0)
+
+    async def forgotten(text):
+        fail("exit: task ", text)
+
+    asyncio.run(forget())
+    gc.collect()
+    Broken(text)
+fail("exit: uncaught ", text)
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_everything_that_is_logged(tmp_path: Path, form: str) -> None:
+    log = tmp_path / "log"
+    script = [sys.executable, "-c", LOGGING, str(log), form]
+    ended = subprocess.run(
+        script, cwd=ROOT, input=json.dumps([HOSTILE, PASSWORD]), capture_output=True, text=True, check=False, timeout=60
+    )
+    written = ended.stderr + ended.stdout + log.read_text("utf-8")
+
+    for exit_name in (
+        *("message", "joined", "extra", "object", "stack", "malformed", "exception", "note", "traceback", "group"),
+        *("warning", "thread", "task", "unraisable", "uncaught"),
+    ):
+        assert f"exit: {exit_name}" in written
+    assert ended.stdout == ""
+    assert written.count(MARKER) > len(HOSTILE) * 20
+    assert_hidden(written)
+
+
+class Exchange:
+    """A client, what it did, and everything it was sent."""
+
+    def __init__(self, client: Client, broker: FakeBroker) -> None:
+        self.client = client
+        self.broker = broker
+        self.received = ""
+
+    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """Call a tool whatever comes of it."""
+
+        async def note(progress: float, total: float | None, message: str | None) -> None:
+            self.received += f"{progress} {total} {message}\n"
+
+        result = await self.client.call_tool(tool, arguments, progress_callback=note)
+        self.received += result.model_dump_json() + "\n"
+        return result.structured_content or {}
+
+    async def later(self, topic: str, payload: str) -> None:
+        """Publish as a device does, when somebody listens."""
+        while not self.broker.feeds:
+            await asyncio.sleep(0)
+        self.broker.send(topic, payload.encode())
+
+
+async def status(x: Exchange, text: str) -> None:
+    x.broker.go_offline(f"cause {text}")
+    await x.call("server_status", check=True)
+    x.broker.come_back()
+
+
+async def topics(x: Exchange, text: str) -> None:
+    x.broker.send("t", text.encode(), retain=True)
+    await x.call("mqtt_topics", topic_filter="#", listen_s=0)
+    await x.call("mqtt_topics", topic_filter="#", listen_s=0, contains=text, after=text)
+
+
+async def read(x: Exchange, text: str) -> None:
+    x.broker.send(f"t/{quote(text)}", text.encode(), retain=True, properties={"content_type": text})
+    await x.call("mqtt_read", topic_filter="#", timeout_s=0.1)
+    x.broker.refused = {"refused"}
+    await x.call("mqtt_read", topic_filter=f"{text}/#/#")
+
+
+async def subscribe(x: Exchange, text: str) -> None:
+    await x.call("mqtt_subscribe", topic_filter=text.replace("\n", ""))
+    await x.call("mqtt_subscribe", topic_filter=f"#{text}")
+
+
+async def messages(x: Exchange, text: str) -> None:
+    subscription = (await x.call("mqtt_subscribe", topic_filter="#"))["subscription_id"]
+    properties: dict[str, object] = {
+        "user_properties": [(text, text)],
+        "correlation_data": text.encode(),
+        "response_topic": text,
+    }
+    x.broker.send("t", text.encode(), properties=properties)
+    x.broker.send("t", json.dumps({text: [text]}).encode())
+    for mode in ("full", "latest", "changes", "stats"):
+        await x.call("mqtt_messages", subscription_id=subscription, mode=mode)
+    await x.call("mqtt_messages", subscription_id=text, after=text)
+
+
+async def unsubscribe(x: Exchange, text: str) -> None:
+    subscription = (await x.call("mqtt_subscribe", topic_filter=text.replace("\n", "")))["subscription_id"]
+    await x.call("mqtt_unsubscribe", subscription_id=subscription)
+    await x.call("mqtt_unsubscribe", subscription_id=text)
+
+
+async def wait(x: Exchange, text: str) -> None:
+    condition = {"path": "", "op": "contains", "value": text[:8]}
+    sending = asyncio.create_task(x.later("t", text))
+    await x.call("mqtt_wait", topic_filter="t", condition=condition, timeout_s=2)
+    await sending
+    await x.call("mqtt_wait", topic_filter="t", condition={"path": text, "op": text, "value": text})
+
+
+async def publish(x: Exchange, text: str) -> None:
+    topic = quote(text)
+    x.broker.refused = {f"no/{topic}"}
+    for name in (topic, f"no/{topic}", f"{text}#"):
+        await x.call("mqtt_publish", topic=name, payload=text, user_properties={text: text})
+
+
+async def request(x: Exchange, text: str) -> None:
+    def respond(_topic: str, _payload: bytes, properties: Any) -> None:
+        answer = {"correlation_data": properties.correlation_data}
+        if properties.response_topic:
+            x.broker.send(properties.response_topic, text.encode(), properties=answer)
+
+    x.broker.respond = respond
+    await x.call("mqtt_request", topic="t", payload=text, timeout_s=1)
+    await x.call("mqtt_request", topic=f"{text}#", payload=text)
+
+
+async def clear(x: Exchange, text: str) -> None:
+    for topic in (f"a/{quote(text)}", f"b/{quote(text)}"):
+        x.broker.send(topic, b"1", retain=True)
+    x.broker.refused = {f"b/{quote(text)}"}
+    await x.call("mqtt_clear_retained", topic_filter="#", dry_run=False)
+
+
+TOOLS: dict[str, Callable[[Exchange, str], Awaitable[None]]] = {
+    "server_status": status,
+    "mqtt_topics": topics,
+    "mqtt_read": read,
+    "mqtt_subscribe": subscribe,
+    "mqtt_messages": messages,
+    "mqtt_unsubscribe": unsubscribe,
+    "mqtt_wait": wait,
+    "mqtt_publish": publish,
+    "mqtt_request": request,
+    "mqtt_clear_retained": clear,
+}
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("form", HOSTILE)
+@pytest.mark.parametrize("tool", TOOLS)
+async def test_every_tool(tool: str, form: str) -> None:
+    """Results, errors, progress, and the SDK's own words about wrong arguments."""
+    broker, text = FakeBroker(), HOSTILE[form]
+    async with Client(build_server(Config(access_mode="admin"), broker)) as client:
+        x = Exchange(client, broker)
+        await TOOLS[tool](x, text)
+        await x.call(tool, **{text: text})
+        for argument in (await schema_of(client, tool))["properties"]:
+            await x.call(tool, **{argument: {"wrong": text}})
+
+    assert MARKER in x.received
+    assert_hidden(x.received)
+
+
+async def schema_of(client: Client, tool: str) -> dict[str, Any]:
+    return next(each.input_schema for each in (await client.list_tools()).tools if each.name == tool)
+
+
+async def test_every_tool_goes_through_the_test() -> None:
+    async with Client(build_server(Config(access_mode="admin"), FakeBroker())) as client:
+        assert {tool.name for tool in (await client.list_tools()).tools} == set(TOOLS)
+        capabilities = client.server_capabilities
+        # Resources and prompts are exits too; who adds them adds them here.
+        assert (await client.list_resources()).resources == []
+        assert (await client.list_resource_templates()).resource_templates == []
+        assert (await client.list_prompts()).prompts == []
+        assert capabilities.logging is None
+        assert capabilities.completions is None
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("form", HOSTILE)
+async def test_what_the_sdk_answers_by_itself(form: str, era: Era) -> None:
+    text = HOSTILE[form]
+    said = []
+    async with Client(build_server(Config(), FakeBroker()), mode=era) as client:
+        said.append((await client.call_tool(text, {})).model_dump_json())
+        for ask in (
+            client.read_resource(f"mqtt://{quote(text)}"),
+            client.get_prompt(text),
+            client.get_prompt("p", {text: text}),
+        ):
+            with pytest.raises(Exception, match=r".") as raised:
+                await ask
+            said.append(f"{raised.value!r} {raised.value}")
+
+    assert_hidden("\n".join(said))
+    assert MARKER in said[0]
+
+
+async def test_what_goes_over_the_pipe() -> None:
+    """Requests that no client makes, and the debug log beside them."""
+    environment = settings(LOG_LEVEL="DEBUG", MQTT_USER=USER, MQTT_PASSWORD=PASSWORD)
+    async with Child(environment) as child:
+        for text in HOSTILE.values():
+            for method, params in (
+                (text, {}),
+                ("tools/call", {"name": {"a": text}}),
+                ("tools/call", {"name": "mqtt_publish", "arguments": text}),
+                ("resources/read", {"uri": text}),
+                (
+                    "completion/complete",
+                    {"ref": {"type": "ref/prompt", "name": text}, "argument": {"name": text, "value": text}},
+                ),
+                ("logging/setLevel", {"level": text}),
+            ):
+                async with asyncio.timeout(10):
+                    assert "error" in await child.start(method, params)
+            child.write(text.replace("\n", " ").encode() + b"\n")
+            child.tell(text, {"a": text})
+        await child.call("server_status")
+        child.close_stdin()
+        assert await child.ended() == 0
+        assert_hidden(child.stderr + b"".join(child.lines).decode())
+
+
+COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
+    "an argument that does not exist": ([f"--password={PASSWORD}"], {}),
+    "a command that does not exist": ([TOKEN], {}),
+    "settings that cannot be used": ([], {"MQTT_PORT": "x", "MQTT_BROKER": f"mqtt://{USER}:{PASSWORD}@h:x"}),
+    "a setting in the wrong place": ([], {"MQTT_PORT": TOKEN}),
+    "a secret file that is missing": ([], {"MQTT_PASSWORD": PASSWORD, "MQTT_PASSWORD_FILE": "/nowhere"}),
+    "client-config": (
+        ["client-config", "vscode"],
+        {
+            "MQTT_BROKER": f"mqtt://{USER}:{quote(PASSWORD, safe='')}@h",
+            "MQTT_PASSWORD": PASSWORD,
+            "MQTT_CLIENT_ID": TOKEN,
+        },
+    ),
+    "demo": (["demo", "--broker", f"mqtt://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:9"], {}),
+    "demo, a broker that is none": (["demo", "--broker", f"{TOKEN}:{PASSWORD}"], {"MQTT_PASSWORD": PASSWORD}),
+}
+
+
+@pytest.mark.parametrize("case", COMMANDS)
+def test_the_command_line(case: str) -> None:
+    arguments, environment = COMMANDS[case]
+    ended = subprocess.run(
+        [*COMMAND, *arguments], env=settings() | environment, capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert ended.stdout + ended.stderr
+    assert_hidden(ended.stdout + ended.stderr)
+
+
+class TestBoundary:
+    """The other side: what is no secret of ours and no unmistakable credential reaches the assistant byte for byte."""
+
+    @pytest.mark.usefixtures("known")
+    @pytest.mark.parametrize(
+        "payload",
+        [
+            "password: hunter2",
+            '{"password": "hunter2", "token": "abc123"}',
+            "mqtt://bob:hunter2@plant.example",
+            "/etc/ssl/private/plant.key",
+            'DEFINE ROUTE r WITH TYPE MQTT_BRIDGE ADD MQTT_CONFIG WITH PASSWORD "hunter2"',
+            "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            "Authorization: Bearer of news",
+            PASSWORD[:6],
+        ],
+    )
+    async def test_a_payload_that_only_looks_like_a_secret_stays(self, payload: str) -> None:
+        broker = FakeBroker()
+        async with Client(build_server(Config(access_mode="admin"), broker)) as client:
+            broker.send(f"plant/{quote(payload)}", payload.encode(), retain=True)
+            result = await client.call_tool("mqtt_read", {"topic_filter": "#", "timeout_s": 0.1})
+
+        assert result.structured_content is not None
+        (message,) = result.structured_content["messages"]
+        shown = json.dumps(message["payload"]) if message["encoding"] == "json" else message["payload"]
+        assert shown == payload
+        assert message["topic"] == f"plant/{quote(payload)}"
+
+    @pytest.mark.usefixtures("known")
+    async def test_a_payload_with_a_secret_of_ours_loses_that_and_no_more(self) -> None:
+        broker = FakeBroker()
+        async with Client(build_server(Config(access_mode="admin"), broker)) as client:
+            broker.send("plant/x", f"before {PASSWORD} password: hunter2 {TOKEN} after".encode(), retain=True)
+            result = await client.call_tool("mqtt_read", {"topic_filter": "#", "timeout_s": 0.1})
+
+        assert result.structured_content is not None
+        (message,) = result.structured_content["messages"]
+        assert message["payload"] == f"before {MARKER} password: hunter2 {MARKER} after"
+
+
+def test_secrets_are_opened_only_where_a_library_gets_them() -> None:
+    opened = {
+        (path.relative_to(ROOT).as_posix(), function.name)
+        for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")]
+        for function in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        and any(isinstance(node, ast.Attribute) and node.attr == "get_secret_value" for node in ast.walk(function))
+    }
+
+    assert opened == {
+        ("config.py", "_mqtt_secret"),  # its length is checked
+        ("mqtt_failures.py", "tls_context"),
+        ("mqtt_link.py", "_make_paho"),
+        ("demo.py", "_run"),  # the plant of the demo logs in too
+    }
