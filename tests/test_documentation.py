@@ -1,5 +1,6 @@
 """What the documents say is what the code does."""
 
+import re
 import stat
 import tomllib
 
@@ -32,3 +33,11 @@ def test_every_script_is_executable_and_named_in_the_readme() -> None:
     for script in (ROOT / "scripts").iterdir():
         assert script.stat().st_mode & stat.S_IXUSR, script
         assert f"scripts/{script.name}" in text or script.name == "venv", script
+
+
+def test_every_claim_about_security_names_a_test_that_exists() -> None:
+    claimed = set(re.findall(r"`(test_\w+)`", (ROOT / "SECURITY.md").read_text(encoding="utf-8")))
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py"))
+
+    assert len(claimed) > 30
+    assert [name for name in sorted(claimed) if f"def {name}(" not in tests] == []
