@@ -111,7 +111,7 @@ def _option(tool: str, option: str, hit: str, miss: str, *, value: str = _ARGUME
     return Pattern(hit.partition(" x")[0], rf"{tool}{others}{option}{value}", hit, miss)
 
 
-_NEXT = r"(?:[\"'],\s?(?=[\"'])|[ =]{0,4})"
+_NEXT = r"(?>[\"'],\s?(?=[\"'])|[ =]{0,4}(?![\"'][,\])]))"
 PLACES: Final = (
     Pattern(
         "Bearer",
@@ -121,7 +121,7 @@ PLACES: Final = (
     ),
     _option(
         r"\bcurl\b",
-        r"(?:-[a-zA-Z]{0,4}u|--(?:proxy-)?user)[ =]{0,4}",
+        rf"(?:-[a-zA-Z]{{0,4}}u|--(?:proxy-)?user){_NEXT}",
         "curl -su bob:x https://h",
         "curl -u bob https://h:8883",
         value=rf"(?:\"[^\":\n]{{0,99}}:([^\"\n]+)|'[^':\n]{{0,99}}:([^'\n]+)|[\"']?[\w.@%+{{}}-]{{0,99}}[\"']?:[\"']?{_WORD}"
@@ -138,13 +138,13 @@ PLACES: Final = (
     ),
     _option(
         r"\b(?:sshpass|(?:docker|podman|helm|az|oc|skopeo)\s[^\n]{0,40}?login|mongo(?:sh|dump|restore|export|import)?(?=\s))",
-        "-p[ =]?",
+        f"-p{_NEXT}",
         "sshpass -p x ssh plc",
         "ssh -p 2222 plc",
     ),
     _option(r"\b(?:mysql|mariadb)\w{0,10}", "-p", "mysql -u bob -px", "mysql -p plant"),
-    _option(r"\bredis-cli\b", "-a[ =]?", "redis-cli -a x ping", "redis-cli -p 6379"),
-    _option(r"\bldap\w{2,9}", "-w[ =]?", "ldapsearch -w x", "ldapsearch -W"),
+    _option(r"\bredis-cli\b", f"-a{_NEXT}", "redis-cli -a x ping", "redis-cli -p 6379"),
+    _option(r"\bldap\w{2,9}", f"-w{_NEXT}", "ldapsearch -w x", "ldapsearch -W"),
     Pattern("openssl pass:", rf"-pass(?:in|out)?[ =]pass:{_WORD}", "-passin pass:x", "-passin file:x"),
     Pattern(
         "password files",
@@ -214,7 +214,7 @@ PLACES: Final = (
 """Where a secret stands by the grammar of a tool, a header or a call, with no key that says so."""
 _PLACE_HINT = re.compile(
     r"bearer|curl|username_pw_set|-adduser|-changeuser|-setsecret|keep|slack|cookie|sig|response=|-> |=> |pass:|passwd "
-    r"|identified|requirep|masterauth|login |mqtt\\| -p|'-p|\"-p| -a| -w"
+    r"|identified|requirep|masterauth|login |mqtt\\| -p|'-p|\"-p|[ '\"]-[aw]"
 )
 _PLACES = tuple(re.compile(row.expression) for row in PLACES)
 
@@ -271,20 +271,19 @@ _PLAIN_OWNER = re.compile(
 )
 _PASS_OWNER = re.compile(r"(?:db|user|root|key|store|admin|mqtt|require|\b(?:id|user)/)\Z")
 _NO_KEY = re.compile(
-    r"(?<![a-z])(?:(?:is|has|no|use|needs?|requires?|allow|show)[_-]?|(?:unexpected|illegal|expected|it) )\Z"
+    r"(?<![a-z])(?:(?:is|has|no|use|needs?|allow|show)[_-]?|requires?[_-]|(?:unexpected|illegal|expected|it) )\Z"
     r"|-(?:set|remove|changeuser)\Z|(?:jsonweb|cancellation_?|masked[_-]?)\Z|\$\{[a-z0-9_]*\Z"
 )
 
 # What is in front of a name says what follows it: a value, or none.
 _FLAG = re.compile(r"(?:\A|[\[(,\"'=])-{1,2}[\w.-]*+\Z")
 _PAIR = re.compile(r"[(\[]b?\\{0,15}[\"'][\w.-]{0,40}\Z")
+_PAIR_END = re.compile(r"\\{0,15}[\"'][)\]]")
 _SETTER = re.compile(
     r"(?:(?:set|put|add|append|define|header)\w{0,32}\(|map\.?of\((?:[^()]{0,64},\s?)?)\\{0,15}[\"'][\w.-]{0,64}\Z"
 )
 _REMOVES = re.compile(r"(?:get|delete|remove|has|pop|find|check|contains|includes)\(b?[\"'][\w.-]*\Z")
-_ASKS = re.compile(
-    r"(?:get|read|load|fetch|find|ask|input|check|verif\w{1,5}|hash|code|field|is|has|for|valid\w{0,4})_?\Z"
-)
+_ASKS = re.compile(r"(?:get|read|load|fetch|find|ask|input|check|verif\w{1,5}|hash|code|field|for|valid\w{0,4})_?\Z")
 _CHANGES = re.compile(r"\b(?:re)?(?:set|chang|updat)\w{0,4} [\w ]{0,24}\Z")
 _DECLARES = re.compile(r"(?:\A|[\s\"'])(?:#?define|setx?|setenv|env|arg|export|-g?x|-d)[ \t]+[\"']?[\w.]*\Z")
 _IN_QUERY = re.compile(r"[?&][\w.%-]*\Z")
@@ -307,7 +306,7 @@ _SEPARATOR = re.compile(
           \*{{0,2}}+ [ \t]*+
           (?: [|>][+-]?[ \t]*+\r?\n[ \t]++ )?+
       | (?P<element> > ) \s*+ (?= [^<>]{{1,4096}}+</ )
-      | [ \t]++ (?P<whose> (?:for|of)[ \t]++ (?: (?!is[ ]|was[ ])[^\s:]{{1,64}}+[ \t]++ ){{0,4}}+ )?+
+      | [ \t]++ (?P<whose> (?:for|of)[ \t]++ (?: (?!(?:is|was|to|set|changed)[ ])[^\s:]{{1,64}}+[ \t]++ ){{0,4}}+ )?+
           (?P<prose> (?:is|was|equals|ist|lautet|est|es|to|(?:set|changed)[ ]to) [ ]?:?+ [ ]++
               (?: (?:now|set[ ]to)[ ]++ )?+
             | (?(whose) [^\s:]{{1,64}}+:[ ] | (?!) ) )
@@ -321,10 +320,9 @@ _SEPARATOR = re.compile(
 )
 # A call that looks a secret up by a name, or asks for it, has none among its arguments.
 _LOOK_UP: Final = (
-    r"[\w.:]{0,40}(?i:get|env|fetch|load|read|find|look|var|conf|setting|header|param|opt|arg|prompt|input|ask|field|column"
-    r"|label|text|trans|request|query|select|form|cookie|resolve|split|join|replace|strip|format|hash|code|err"
-    r"|exception|message|buffer"
-    r"|(?:pass\w{0,6}|pwd|token|key|secret)\.|\b_|\bt)[\w.:]{0,40}\("
+    r"[\w.:]{0,40}(?:(?:(?<![a-z])|(?=[A-Z]))(?i:get|env|fetch|load|read|find|look|var|conf|setting|header|param|opt|arg"
+    r"|prompt|input|ask|field|column|label|text|trans|request|query|select|form|cookie|resolve|split|join|replace|strip"
+    r"|hash|err|exception|message|buffer)|(?i:code|(?:pass\w{0,6}|pwd|token|key|secret)\.))[\w.:]{0,40}\("
 )
 _OPENING = re.compile(
     rf"""(?x) (?: ConvertTo-SecureString[ ](?:-String[ ])? | !!str[ ]
@@ -380,7 +378,7 @@ _CLOSED = re.compile(r"\s*+\Z|\s*\n|[^\n]{0,200}?(?:[)\]}]|[,({\[]\s{0,4}(?:\n|\
 _OPERATOR = re.compile(r" (?:if|else|or|and|\?{1,2}) | :\w")
 _LOGICAL = re.compile(r" (?:&&|\|\|) | else \{")
 _CMDLET = re.compile(r"(?:Get|New|Read|Import|ConvertTo|ConvertFrom)-[A-Z]\w+")
-_TYPE_NAME = re.compile(r"(?:[A-Z][a-z]+){2,}(?<=Type|ypes|.Key|oken|Info|ions|nfig|ider|tory|back)")
+_TYPE_NAME = re.compile(r"(?:[A-Z][a-z]+){2,}(?<=Type|ypes|Info|ions|nfig|ider|tory|back)")
 _LETTERS = re.compile(r"[A-Za-z_.:>?$-]+")
 _NAME_PIECE = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|\d+")
 _ROOT = re.compile(
@@ -389,11 +387,11 @@ _ROOT = re.compile(
 )
 _TYPE_OR_REMARK = re.compile(
     r"""(?xi)(?: &?str | string | bytes | int | bool | text | any | SecretStr | Option(?:al)?[\[<]&?\w+[\]>]
-      | (?:var)?char\(\d+ | \((?:Optional|str|bytes|Union)[^()\n]{0,40}\)
+      | (?:var)?char\(\d+ | \((?:Optional|str|bytes)[^()\n]{0,40}\)
       | [A-Z][a-z]+(?=(?:[ ][A-Za-z][a-z'-]*,?){2,20}\.\s*(?:\Z|\n))                       # a sentence
-      | not? | never | too | the | an? | in | on | at | for | from | to | with | by | be | been | also | only | still
+      | not? | never | too | the | an? | in | at | for | from | to | with | by | be | been | also | only | still
       | must | should | may | can | cannot | will | has | have | if | when | because | but | or | and | is | are | was
-      | were | missing | invalid | incorrect | wrong | empty | unset | valid | ok | optional | unknown | weak | strong
+      | were | invalid | incorrect | wrong | empty | unset | valid | ok | optional | unknown | weak | strong
       | short | long | mandatory | different | same | fine | safe | set | reset | sent | lost | kept | hidden | please
       | found | given | taken | known | shown | inherit | as | oauth | via | keep | this | that | it | you | your
       | (?:pass(?:word|wd)|token|secret|key)(?=[ ][a-z]) | raise | return | throw | continue | break
@@ -418,18 +416,18 @@ _LONG, _VERY_LONG = 20, 32
 
 _PATH_HINT = re.compile(
     r"[./\\_](?:pem|key|crt|cer|der|p12|pfx|jks|truststore|ppk|kdbx|gpg|netrc|pgpass|git-cred|docker|htpasswd|id_|ssh|aws"
-    r"|kube|gnupg|azure|gcloud|secrets|private|\w{0,16}passw|pw|\w{0,20}cred|service)"
+    r"|kube|gnupg|azure|gcloud|secrets|private|[\w-]{0,16}passw|[\w-]{0,16}pw|[\w-]{0,20}(?:cred|service))"
 )
 _PATH = re.compile(
     r"""(?x)
       (?: \A(?=[^"'`\n]{0,999}\Z) | (?<=["'`]) )                                              # alone: with spaces
-        (?: [A-Za-z]:[\\/] | \\{2,8}(?=\w) | ~?/ ) [\w.@+~-]{1,99}+
+        (?: [A-Za-z]:[\\/]{1,8}+ | \\{2,8}(?=\w) | ~?/ ) [\w.@+~-]{1,99}+
         (?: [\\/ ]{1,8}+ [\w.()@+~$-]{1,99}+ ){0,30}+ (?= \Z | \\{0,15}+["'`] )
     | (?: (?<![\w.~/\\<-]) | (?<=\\[nrt]) ) (?! (?<=:)// ) (?: file:// )?+                            # POSIX
         (?: ~[\w-]{0,32}+ | \.{1,2} | \$\{?\w{1,64}+\}? )?+ (?: /{1,3}+ [^\s/\\"'`<>|,;:()\[\]{}=&*?]++ )++ /?
     | (?: (?<![A-Za-z0-9]) [A-Za-z]: | %\w{1,32}% | (?<![\\\w]) \\{2,8}+ [\w.$-]++ )                # Windows, UNC
         (?: [\\/]{1,8}+ (?: [\w.()~$@+-]++ (?:[ ][\w.()~$@+-]++){0,3} (?=[\\/]) | [\w.~$@+-]++ ) )++
-    | (?: (?<![\w./\\:@~%-]) | (?<=\\[nrt]) ) [\w.@+-]++ (?: [\\/]{1,4}+ [\w.@+-]++ )*+               # relative
+    | (?: (?<![\w./\\:@~%-]) | (?<=\\[nrt]) ) [\w.@+-]++ (?: (?!\\[nrt]/) [\\/]{1,4}+ [\w.@+-]++ )*+     # relative
     """
 )
 # Asked of the path in lower case with plain slashes.
@@ -463,7 +461,7 @@ def _redact(text: str, hide_known: Callable[[str], str]) -> str:
     """Redact a text until nothing changes any more, and a JSON text value by value, so that it stays one."""
     for _ in range(_PASSES):
         redacted = _sanitize_text(hide_known(text))
-        if len(text) > _LONG_TEXT or redacted == text:
+        if len(text) > _LONG_TEXT:
             return redacted
         if text[:1] in {"{", "[", '"'}:
             with contextlib.suppress(ValueError, RecursionError):
@@ -745,7 +743,7 @@ def _value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, st
         secret = not _is_code_or_remark(key, separator, text, start, end)
     elif separator["pair"] and not (key.flag or _SETTER.search(key.near)):
         another = _key_of(value)
-        secret = text[end + 1 : end + 2] in {")", "]"} and not (another and another.apart)
+        secret = _PAIR_END.match(text, end) is not None and not (another and another.apart)
     else:
         command = opening["quote"] == "`" and separator[0] == "=" and " " in value
         secret = not command

@@ -1,6 +1,7 @@
 """What the sanitizer hides and what it leaves, rule by rule of the policy; each row names the boundary it stands on.
 
-In the tables `§` is where the secret goes, made up anew for every run, and where the marker must be afterwards.
+In the tables `§` is where the secret goes, made up anew for every run, and where the marker must be afterwards; what is
+between `«` and `»` is a secret as well.
 """
 
 import base64
@@ -31,8 +32,66 @@ from sanitizer import (
     sanitize,
 )
 
-SECRET = f"Xq7{secrets.token_hex(6)}"
+SECRET = "Xq7" + "".join(secrets.choice("bdfhkmprt") + secrets.choice("23456789") for _ in range(6))
 """Letters and digits, as most passwords are; what is special about a value is the business of its own tests."""
+
+DIGEST = "da39a3ee5e6b4b0d3255bfef95601890afd80709"
+
+WORDS = {
+    name: text.split("|" if "|" in text else " ")
+    for name, text in {
+        "password": "password|passwords|passwd|passwort|passphrase|passcode|pass|pwd|pswd|pswrd|pw|p/w|contraseña|"
+        "contrasena|senha|wachtwoord|lösenord|hasło|пароль|密码|密碼|パスワード|비밀번호|비번|secret|secrets|token|"
+        "credential|credentials|creds|authorization|psk|mot de passe|mot_de_passe|kennwort|snmp_community|"
+        "secret_key_base",
+        "owner": "access account api app application auth client deploy encryption integration license master "
+        "private secret service session shared sign signing ssh storage subscription webhook tls ssl",
+        "plain owner": "for with the by of and has from to in at no as info debug error warn warning get set del put "
+        "delete redis s3 record map dict hit miss entry a this that it its public primary foreign cache "
+        "routing partition sort row object idempotency hash group index lookup message",
+        "scheme": "Bearer Basic Token ApiKey Digest Negotiate NTLM Splunk Bot JWT OAuth Key SharedAccessSignature "
+        "AWS4-HMAC-SHA256",
+        "nothing": "none null nil undefined n/a true false yes no on off •••••• xxxxx ? ~ ${{secrets.X}} $(cat) "
+        "%DB_PASSWORD% $DB_PASSWORD $given $1 {{vault}} {given} :{given} #{given} \\(given) %(given)s %+v "
+        "%#v <password> [REDACTED] [PASSWORD] %s, %s.",
+        "hidden": "hidden|masked|redacted|removed|filtered|omitted|not set|unset|empty|none|null",
+        "remark": "not no never too the a an in on at for from to with by be been also only still must should may "
+        "can cannot will has have if when because but or and is are was were missing invalid incorrect "
+        "wrong empty unset valid ok optional unknown weak strong short long mandatory different same fine "
+        "safe set reset sent lost kept hidden please found given taken known shown inherit as oauth via "
+        "keep this that it you your option flag argument write read raise return throw continue break "
+        "generated expiring printable visible",
+        "type": "&str|str|string|bytes|int|bool|text|any|SecretStr|Option<String>|Optional[str]|varchar(40|char(40|"
+        "(Optional secret)|(str, required)|(bytes)|(Union[str, bytes])|AuthType|AuthTypes|PublicKey|"
+        "AccessToken|UserInfo|LoginOptions|AppConfig|TokenProvider|TokenFactory|LoginCallback",
+        "algorithm": "sha512x0 md5hashes v2tokens utf8only utf-8only base64text",
+        "complaint": "failed to get|cannot read|could not read|unable to read|error with|invalid is|denied by|"
+        "expired is|rejected is",
+        "root": "self cls this os sys config cfg settings options opts args kwargs env environ process request req "
+        "ctx var local module data",
+        "code": "await fetch_it(x)|new Thing(x)|not (thing(x)|try thing(x)|try? thing(x)|if thing(x)|Plant::token|"
+        "plant->token|plant?.token|make<String>(x)|Thing{name: x}|items[0]|items?.[0]|items?[0]|thing(|"
+        "thing( |thing(\n|thing(x, {|thing(x, {\n|!thing(x)|$thing(x)",
+        "cmdlet": "Get New Read Import ConvertTo ConvertFrom",
+        "asks": "get read load fetch find ask input check verify hash code field is has for valid",
+        "look up": "get env fetch load read find look var conf setting header param opt arg prompt input ask field "
+        "column label text trans request query select form cookie resolve split join replace strip format "
+        "hash code err exception message buffer passwords.x pwd.x token.x key.x secret.x",
+        "removes": "get delete remove has pop find check contains includes",
+        "counted": "token secret secrets credential credentials creds authorization psk pass pw api_key api_keys",
+        "command": "-addUser bob |-changeUserPassword bob |-setSecret DB=",
+        "tool": "mosquitto_pub -P |mqttx pub -P |sqlcmd -P |bcp -P |zip -P |x -h plc -P |x -u bob -P |sshpass -p |"
+        "docker login -p |podman login -p |helm registry login -p |az login -p |oc login -p |"
+        "skopeo login -p |mongo -p |mongosh -p |mongodump -p |mongorestore -p |mongoexport -p |"
+        "mongoimport -p |mysql -p|mysqldump -p|mariadb -p|redis-cli -a |ldapsearch -w |"
+        "mosquitto_passwd -b /etc/x bob |mosquitto_passwd -c -b /etc/x bob |htpasswd -nb bob |requirepass |"
+        "masterauth |login bob password |x IDENTIFIED BY ",
+        "flag": "is has no use need needs require requires allow show",
+        "source": "py pyi js ts go rs java c h cc cpp cs rb php lot md rst htm html css log",
+        "key material": "pem key crt cer der p12 pfx jks keystore truststore ppk kdbx gpg",
+    }.items()
+}
+"""The words of the rules that are lists of words: each is a row of its own in the tables."""
 
 HIDDEN = {
     # Rule 2: forms.
@@ -101,7 +160,7 @@ HIDDEN = {
     "call with positions": '    client.username_pw_set("bob", "§")',
     "several on a line": "password=§ token=§, api_key=§; secret: §",
     "not closed": 'password: "§',
-    "number": "password=73§",
+    "number": "password=«73§»",
     # Rule 2: names.
     "camel case": "mqttPassword: §",
     "upper case": "DO_AGENT_API_KEY=§",
@@ -117,13 +176,312 @@ HIDDEN = {
     # Rule 3.
     "URL": "mqtt://bob:§@broker:1883/x?y=1",
     "URL without a user": "redis://:§@h:6379/0",
-    "URL, @ in the password": "mqtts://bob:a@§@broker:8883",
-    "URL, / in the password": "mqtts://bob:a/§@broker:8883",
+    "URL, @ in the password": "mqtts://bob:«a@§»@broker:8883",
+    "URL, / in the password": "mqtts://bob:«a/§»@broker:8883",
     "URL, mail address as user": "smtp://bob@example.com:§@h",
     "URL, several hosts": "postgres://u:§@h1,h2/db",
     "URL, + in the scheme": "mongodb+srv://u:§@c.example.net/db?w=majority",
     "URLs, comma between": "mqtt://u:§@h1,mqtt://u:§@h2",
     "URL, JSON with escaped slashes": '{"u": "mqtt:\\/\\/bob:§@h"}',
+    # Rule 2: more forms.
+    "JSON in prose, name and value apart": 'set {"name": "DB_PASSWORD", "value": "§"} now',
+    "YAML, name and value apart": "- name: DB_PASSWORD\n  value: §\n",
+    "name and value apart": "name=DB_PASSWORD, value=§",
+    "YAML block, stripped": "token: |-\n  §\nport: 1",
+    "YAML block, CRLF": "token: >+\r\n  §\r\nport: 1",
+    "Rust": 'const TOKEN: &\'static str = "§";',
+    "optional type": 'token: str | None = "§"',
+    "type without a space": 'token:str = "§"',
+    "TypeScript": 'let token:string="§"',
+    "TypeScript, spaces": 'let token: string= "§"',
+    "Go, type without a colon": 'var token string= "§"',
+    "PHP, list": '$secrets[] = "§"',
+    "comparison with a literal": 'if password == "§":',
+    "comparison without spaces": 'if(password=="§")',
+    "arrow": "password -> §",
+    "XML, words": "<password>«§ and more»</password>",
+    "XML, lines": "<password>\n  «§ and»\n</password>",
+    "XML attribute": '<user name="bob" password="§"/>',
+    "pair": 'x("token", "§")',
+    "pair in a list": '[["token", "§"]]',
+    "pair of bytes": '[(b"token", b"§")]',
+    "with": 'fill "password" with "§"',
+    "call": 'x.password("§")',
+    "call with bytes": 'x.password(b"§")',
+    "setter with more arguments": 'cache.put("token", "§", 60)',
+    "dash": 'Password - "§"',
+    "PowerShell": '$password = ConvertTo-SecureString "§" -AsPlainText',
+    "PowerShell, named": '$password = ConvertTo-SecureString -String "§" -AsPlainText',
+    "constructor": 'token = new Plain("§")',
+    "constructor of bytes": 'token = Plain(b"§")',
+    "constructor's literal is a name": 'password = Plain("§")',
+    "triple quotes": 'password = """§"""',
+    "triple single quotes": "password = '''§'''",
+    "list in code": 'passwords = ["§"]',
+    "raw": "password = r'§'",
+    "C#, verbatim": 'password = @"§"',
+    "HTML escaped, numbers": "password=&#34;§&#34;",
+    "HTML escaped, single quotes": "password=&#039;§&#039;",
+    "HTML escaped, hex": "password=&#x22;§&#x22;",
+    "HTML escaped, name": "&quot;password&quot;: &quot;§&quot;",
+    "HTML escaped, name in numbers": "&#34;password&#34;: &#039;§&#039;",
+    "HTML escaped, name in hex": "&#x27;password&#x27;: &#x27;§&#x27;",
+    "prose, is:": "the password is: §",
+    "prose, is now": "the password is now §",
+    "prose, is set to": "the password is set to §",
+    "prose, equals": "the password equals §",
+    "prose, set to": "password set to §",
+    "prose, changed to": "password changed to §",
+    "prose, was changed to": "changed password to §",
+    "prose, reset": "resetting the password to §",
+    "prose, updated": "updated the password to §",
+    "prose, for and was": "password for bob was §",
+    "prose, of": "the password of bob: §",
+    "prose, of and is": "the password of bob and ann is §",
+    "prose, said plainly": "the password is «Sommer»",
+    "prose, token in quotes": 'the token is "«Sommer»"',
+    "prose, token": "bad token «§x7» given",
+    "prose, token with a symbol in quotes": 'bad token "«Some!thing»" given',
+    "prose, token with spaces around": "token «9f86d081aa884c7d659a2feaa0c55ad0» given",
+    "prose, symbol": "login failed with password «Sommer!x»",
+    "prose, base64": "login failed with password «aGFsbGVzVG==»",
+    "prose, quoted": 'bad password "«Sommer»"',
+    "German": "Das Passwort ist §",
+    "German, lautet": "Das Passwort lautet §",
+    "French": "le mot de passe est §",
+    "in brackets": "[password=§]",
+    "in braces": "{password=§}",
+    "in angle brackets": "<user password=§>",
+    "in parentheses, full stop": "connected (password=§).",
+    "list, bare": "secrets: [«§, §»], x",
+    "comma and a quote": 'login password=§,"user": 1',
+    "comma and a key": "password=§,user=bob",
+    "comma and a YAML key": "{password: §,port: 1}",
+    "comma at the end": "password=§,",
+    "comma inside": "password=«§,§»",
+    "ampersand, escaped": "password=§&amp;user=bob",
+    "ampersand, escaped as a number": "password=§&#38;user=bob",
+    "quote, escaped": "say &quot;password=§&quot; now",
+    "ampersand and a digit": "password=§&2fa=1",
+    "ampersand inside": "password=«§&§»",
+    "closing tag": "<a>password=§</a>",
+    "fragment": "https://h/p?token=§#top",
+    "# in a password": "password=«§#§»",
+    "bracket in a password": "password=«§)§»",
+    "quote in a password": "password=«§'§»",
+    "newline, escaped": "a\\npassword=§\\n",
+    "newline, escaped, and a key": "password=§\\nuser = bob",
+    "newline, escaped, and a bracket": "password=§\\n}",
+    "backslash in a password": "password=«§\\§»",
+    "backslash and n in a password": "password=«§\\never»",
+    "quote, escaped, behind": 'x = "password=§\\" y',
+    "Node's buffer": "password: «<Buffer 68 75 6e»>",
+    "long": f"password is «{'ab' * 101}»",
+    "blank before the key": "x  --password  =  §",
+    # Rule 2: more names.
+    **{f"key word {name}": f"{name}: §" for name in WORDS["password"]},
+    **{f"key of the {owner}": f"{owner}_key=§" for owner in WORDS["owner"]},
+    **{f"weak word {name}": f"{name}=«§§»" for name in ["key", "keys", "auth", "otp", "session", "sid"]},
+    **{f"{owner}pass": f"{owner}pass=§" for owner in ["db", "user", "root", "key", "store", "admin", "mqtt"]},
+    "user/pass": "user/pass: §",
+    "id/pw": "id/pw: §",
+    "glued pw": "mqttpw=§",
+    "glued psk": "adminpsk=§",
+    "this": "this_password=§",
+    "camel case, short": "brokerPw=§",
+    "key of nobody, no digest": "primary_key=«§§»",
+    "digest of an owner's key": "press_key=«da39a3ee5e6b4b0d3255bfef95601890afd80709»",
+    # Rule 2: what a name is declared with says that a value follows.
+    **{
+        f"declared with {word}": f"{word} DB_PASSWORD «letmein»"
+        for word in ["#define", "define", "set", "setx", "setenv", "env", "ENV", "ARG", "export", "-x", "-gx", "-d"]
+    },
+    "declared, indented": "  ENV DB_PASSWORD «letmein»",
+    "declared, quoted": 'setx "DB_PASSWORD" «letmein»',
+    "configuration line": "  mqtt_password «letmein»",
+    **{
+        f"quoted with its name, {lead}": f'{lead}"DB_PASSWORD=«§ and more»" x'
+        for lead in ["Environment=", "-e ", "--env ", "--env=", "export ", "set "]
+    },
+    **{
+        f"{setter} with more arguments": f'{setter}("api_token", "§", 60)'
+        for setter in ["set", "put", "add", "append", "define", "header", "set_default"]
+    },
+    **{f"scheme {scheme}": f"Authorization: {scheme} «letmein»" for scheme in WORDS["scheme"]},
+    "scheme, percent-encoded": "authorization=Bearer%20§",
+    "scheme, form": "authorization=Bearer+§",
+    # Rule 7: what only looks like nothing.
+    "behind none": "password=«none§»",
+    "behind a dollar": "password=«$§»",
+    "behind a remark": "password: «missing§»",
+    "a word": "password=«missing»",
+    "a name": "password=«hunter»",
+    "a short number": "password=«1234»",
+    "two x": "password=«xx»",
+    "a name with a dot": "password=«plant.press»",
+    "a call of random letters": "password=«a7Kq2Zx(9Lm4)»",
+    "a scheme of a URL": "password=«abc://§»",
+    "no type": "token: «SommerRegen»",
+    "a reason without a complaint": "new token: «connection» x",
+    "a password that is a reason": "login failed, password: «connection» refused",
+    "JSON, slash in what stays": '{"u": "https://h/p?token=§"}',
+    "JSON, short number": '{"password": "«1234»"}',
+    "repr of arguments": "['prog', '--password', '§']",
+    "HTML escaped, more zeros": "&#034;password&#034;: &#034;§&#034;",
+    "quoted with a stray quote before": "bob's password: '« horse staple»'",
+    "quoted, outside before": 'password: "«, horse»"',
+    "quoted with its name in a stray quote": "it's {'password': '«, horse»'}",
+    "quoted with a stray quote and a quoted name": "it's {'password': '« horse staple»'}",
+    "quoted, a space first": 'password: "« horse staple»"',
+    "quoted, not closed in its line": 'password: "§\nnext: 1',
+    "quotes doubled": "password: '«it''s §»', x",
+    "double quotes doubled": 'password: "«say ""§"" now»", x',
+    "quoted in a string that ends first": 'got "password=\\"§" x',
+    "list of two": 'passwords = ["«§", "§»"], x',
+    "in a list": 'x([password="§", "y"])',
+    "brackets in quotes": 'password="«[§]»"',
+    "key in quotes": 'password= "«user=bob»"',
+    "key as a password": "password=«user=bob»",
+    "blank": "password= §",
+    "percent-encoded quote in a password": "password=«%22§»",
+    "long, and like code": f"password=«{'self.' + 'a' * 200}»",
+    "backticks": "password=`«§»`",
+    "backticks, words": "password: `«§ x»`",
+    "bracket not opened": "password=«§)» x",
+    "bracket in brackets": "f(password=«§)§»)",
+    "brackets opened twice": "((password=§))",
+    "bracket first": "password=«(§»",
+    "less than in a password": "password=«a<§»",
+    "backslash at the end": "password=§\\",
+    "marker in a password": "password=«§[FILE PATH REDACTED]» x",
+    "marker of a certificate in a password": "password=«§[CERTIFICATE REDACTED]» x",
+    "hyphen first": "password=«-§»",
+    "exclamation mark first": "password=«!sommer»",
+    "none with a dot": "password=«none.x»",
+    "a digit": "password=«7»",
+    "a letter": "password = «x»",
+    "a number": "password = «12345»",
+    "code with a digit": "password=«self.x1y2»",
+    "a bracket that calls nothing": "password=«sommer(%x)»",
+    "a bracket that is not closed": "password=«sommer(x»",
+    "a bracket that is no index": "password=«sommer[%x]»",
+    "a brace that opens nothing": "password=«sommer{x}y»",
+    "a call of letters and digits": "password=«ab1cd2ef(x)»",
+    "a call of upper case and digits": "password=«AB1cd2EF(x)»",
+    "a call of upper and lower case": "password=«Ab1Cd2Ef(x)»",
+    "a name, then or": "login with password=«hunter» or go",
+    "a name that ends in password": "password=«mypassword»",
+    "a name with a digit": "password=«my2_password»",
+    "a name that is a key": "token=«secret»",
+    "a short name with a dollar": "password=«$x»",
+    "names without blanks around =": "password=«press.door.gate»",
+    "names, two": "password = «press.gate»",
+    "names, underscore": "password = «press_gate»",
+    "names with digits": "password = «press.door.gate1»",
+    "no reason": "failed: token=«connection» x",
+    "a reason with capitals": "failed to get token: «SommerRegen» x",
+    "key of letters": "key=«abAcdBefCghDijEk»",
+    "key of lower case and digits": "key=«ab1cd2ef3gh4ij5k»",
+    "key, long": "key=«abcdefghijklmnopqrstuvwxyz123456789»",
+    "key, quoted": 'key="«§§»"',
+    "key, hex and more": "primary_key=«da39a3ee5e6b4b0dZq8W»",
+    "pair that ends in password": 'x("password", "«mypassword»")',
+    "flag, token": "prog --token «letmein» x",
+    "flag first": "--password § x",
+    "token, long": "bad token «abcdefghijklm1234567890» given",
+    "token is": "the token is «letmein12»",
+    "LoT, token": 'WITH MQTT_TOKEN "«letmein»"',
+    "LoT, token alone": 'WITH TOKEN "«letmein»"',
+    # Rule 3, more.
+    "URL, @ in the path too": "mqtt://bob:§@h/p@x",
+    "URL, digits and a comma": "mqtt://bob:«12,§»@h",
+    "URL, backslash": "mqtt://bob:«a\\§»@h",
+    "URL, slash and backslash": "mqtt://bob:«a/b\\§»@h",
+    # Rule 2: the places of tools.
+    **{f"tool: {tool}": f"{tool}§ x" for tool in WORDS["tool"]},
+    **{f"tool: {tool}, quote inside": f"{tool}«§'x» y" for tool in WORDS["tool"]},
+    **{f"tool: {tool}, quotes": f'{tool}"«§ x»" y' for tool in WORDS["tool"]},
+    **{f"tool: {tool}, single quotes": f"{tool}'«§ x»' y" for tool in WORDS["tool"]},
+    **{
+        f"tool: {tool}, more lines": f"{tool} a \\\n  --b {option}§ x"
+        for tool, option in [
+            ("mqttx", "-P "),
+            ("x -h h", "-P "),
+            ("sshpass", "-p "),
+            ("mysql", "-p"),
+            ("redis-cli", "-a "),
+            ("ldapsearch", "-w "),
+            ("curl", "-u bob:"),
+        ]
+    },
+    "tool: mqttx, arguments": "['mqttx','-P','§']",
+    "tool: mqttx, arguments and spaces": "['mqttx', '-P', '§']",
+    "tool: -h, arguments": "['x','-h','h','-P','§']",
+    "tool: -h, arguments and spaces": "['x', '-h', 'h', '-P', '§']",
+    **{f"tool: {tool}, in quotes": f"run '{tool}§' now" for tool in [*WORDS["tool"], *WORDS["command"]]},
+    **{f"command: {command}": f"{command}§ x" for command in WORDS["command"]},
+    **{f"command: {command}, quote inside": f"{command}«§'x» y" for command in WORDS["command"]},
+    **{f"openssl, {option}": f"openssl x {option} pass:«1234» x" for option in ["-passin", "-passout"]},
+    "tool: mysql, arguments": "['mysql', '-p§']",
+    "curl --proxy-user": "curl --proxy-user bob:§ https://h",
+    "curl -u, words": 'curl -u "bob:«§ x»" https://h',
+    "curl -u, words in single quotes": "curl -u 'bob:«§ x»' https://h",
+    "curl -u, quoted password": 'curl -u bob:"§" https://h',
+    "curl -u, quoted user": 'curl -u "bob":§ https://h',
+    "curl -u, token": "curl -u §: https://h",
+    "curl -u, quoted token": "curl -u '§:' https://h",
+    "curl -u, quote inside": "curl -u bob:«§'x» https://h",
+    "Bearer alone": "sent Bearer «geheim-42» to h",
+    "Bearer, percent-encoded": "sent Bearer%20«geheim-42» to h",
+    "CONNECT in bytes": "MQTT\\x04\\xc2\\x00<\\x00\\x02gw\\x00\\x03bob\\x00\\x0f§",
+    "CONNECT in bytes, no user": "MQTT\\x05B\\x00<\\x00\\x02gw\\x00\\x0f§",
+    "CONNECT in bytes, long": "MQTT\\x04\\xc2\\x00<\\x00\\x02gw\\x00\\x1e§",
+    "CONNECT in bytes, longer": "MQTT\\x04\\xc2\\x00<\\x00\\x02gw\\x00!«§§»",
+    "CONNECT in bytes, ten": "MQTT\\x04\\xc2\\x00<\\x00\\x02gw\\x00\\n§",
+    "paho, bytes": 'username_pw_set("bob", b"§")',
+    "paho, keyword": 'username_pw_set("bob", password="§")',
+    "Slack webhook": "https://hooks.slack.com/services/«T0/B0/§§»",
+    "cookie, second": "Cookie: theme=dark; x=«§§»",
+    "cookie, second, no space": "Cookie: theme=dark;x=«§§»",
+    "cookie, set": "Set-Cookie: sid=§; Path=/",
+    "cookie, JSON in prose": 'h {"Cookie": "sid=§"}',
+    "cookie, bytes": "[(b'Cookie', b'x=§')]",
+    "change": 'password = "§" -> "§"',
+    "change, arrow of two lines": 'password = "§" => "§"',
+    "change, escaped": 'password = \\"§\\" -> \\"§\\"',
+    "signature": "X-Amz-Signature=«§§»&x=1",
+    "signature, digest": 'Digest username="bob", response="«§§»"',
+    "signature, escaped": 'Digest response=\\"«§§»\\"',
+    "signature, sas": "https://h/x?sig=«§§»%3D&se=1".replace("»%3D", "%3D»"),
+    "LoT, secret, escaped": 'KEEP SECRET \\"DB\\" WITH \\"§\\"',
+    "a variable and more": "password=«${X}abc12»",
+    "cookie, second of a marker": "Cookie: a=[REDACTED]; b=«§§»",
+    "quoted in a string that ends with it": 'got "password=\\"§\\"" x',
+    "URL, backslash and @ in the path": "mqtt://bob:«a\\§»@h/p@x",
+    "a name, then ;": "password=«hunter»;",
+    "JSON, escaped name": '{"secret": "§", "p\\u0061ssword": "«letmein»"}',
+    "JSON, the rest stays": '{"secret": "§", "password": "none", "token": "", "key": "value", "PWD": "/app"}',
+    "JSON, lists": '{"secret": "§", "a": ["Authorization", "letmein", "x"], "b": ["x", "Authorization", "y"]}',
+    "JSON, options": '{"secret": "§", "a": ["--token", "«letmein»"], "b": ["token", "x", "letmein"]}',
+    "SQL": "CREATE USER bob IDENTIFIED BY '§'",
+    "SQL, plugin": "CREATE USER bob IDENTIFIED WITH sha2 BY '§'",
+    "redis.conf": "requirepass «letmein»",
+    "redis.conf, master": "masterauth «letmein»",
+    ".netrc": "machine h login bob password «letmein»",
+    "arrow to the left": "password <- §",
+    "typed with As": 'Dim password As String = "§"',
+    "YAML, !!str": 'password: !!str "§"',
+    "SQL, N": "password = N'§'",
+    "constructor with braces": 'password{"§"}',
+    "Java, map": 'Map.of("x", 1, "token", "§", "y")',
+    "Spanish": "la contraseña es §",
+    "prose, is :": "the password is : §",
+    "call of an object": 'vault.token("§")',
+    "token with braces": 'token{"§"}',
+    "key as a password, YAML": "password: «user=bob»",
+    "key as credentials": "credentials=«user=bob»",
+    "a word and a number in brackets": "password=«Sommer(5)»",
+    "a password that is the word": "token: «secret»",
 }
 
 STAYS = {
@@ -211,6 +569,181 @@ STAYS = {
     "URL of a certificate": "https://example.com:8443/certs/ca.pem",
     "extension alone": "a .pem file, *.key files",
     "system topic": "$SYS/broker/uptime",
+    **{f"nothing: {value}": f"password={value}" for value in WORDS["nothing"]},
+    **{f"nothing: {value} in brackets": f"password: *{value}*" for value in WORDS["hidden"]},
+    **{f"remark: {word}": f"password: {word}" for word in WORDS["remark"]},
+    "remark, sentence": "password: Choose one that you know, and go.",
+    "remark, ending": "password: missing!",
+    **{f"type {name}": f"password: {name}" for name in WORDS["type"]},
+    "scheme alone": '{"token_type": "x", "authorization": "bearer", "x_authorization": "basic"}',
+    "Terraform": "password = (sensitive value)",
+    "YAML tag": "password: !secret mqtt",
+    "JSON, brackets": '{"tokens": [], "secrets": {"a": 1}, x',
+    "container, open": "secrets: {",
+    "container, open, list": "passwords: [",
+    "container, YAML": "secrets: {name: press}",
+    "container, names": 'secrets: {"press", "gate"}',
+    "option behind": "--token -v",
+    "options, table": "  --password    letmein12 and more",
+    "comparison": "if password == hunter22:",
+    "comparison, not": "if password != hunter22:",
+    "count of a token": "token: 512",
+    "count of passes": "pass: 12",
+    "boolean as a number": "password = 1",
+    "reference": "secret: vault://plant/mqtt",
+    **{f"reason behind {word}": f"{word} the token: connection refused" for word in WORDS["complaint"]},
+    "own name": "token: $token",
+    **{f"code: root {root}": f"password={root}.abc" for root in WORDS["root"]},
+    **{f"code: {value}": f"token = {value}" for value in WORDS["code"]},
+    **{f"code: assigned to {lead}": f"{lead}password = some_name" for lead in ["self.", "this.", "cls."]},
+    **{
+        f"code: declared {lead}": f"{lead} password = some_name"
+        for lead in ["const", "let", "var", "val", "final", "auto"]
+    },
+    **{f"code: cmdlet {verb}": f"$password = {verb}-Content x" for verb in WORDS["cmdlet"]},
+    **{f"code: operator {word}": f"password = args2.x1 {word} y" for word in ["if", "else", "or", "and", "?", "??"]},
+    "code: alternative": "password = args2.x1 :z",
+    "code: logical and": "password = given && x",
+    "code: logical or": "password = given || x",
+    "code: else": "token = given else { x }",
+    "code: names in a row": "password = press.door.gate",
+    "code: names with an underscore": "password = press.door_gate",
+    "code: PHP": "$password = $given",
+    "code: shell": "password=$given;",
+    "code: longer name": "password=user_password",
+    **{f"code: asks with {word}": f'{word}_password("bob-12345")' for word in WORDS["asks"]},
+    **{f"code: looks up with {word}": f'password = {word}("bob-12345")' for word in WORDS["look up"]},
+    "code: looks up in all": 'password = Plain("DB_PASSWORD")',
+    **{f"code: {word}": f'{word}("token", "bob-12345")' for word in WORDS["removes"]},
+    **{f"code: b and {word}": f'{word}(b"token", b"bob-12345")' for word in ["get", "pop"]},
+    "code: triple": 'x("token", "bob-12345", 1)',
+    "code: names in a call": 'x("token", "password")',
+    "code: command": "PASSWORD=`cat /tmp/x`",
+    "code: closed, plus": 'print("password="+password)',
+    "code: closed, comma": 'print("password: ", 1)',
+    "code: closed, dot": 'echo "password=" . x',
+    "code: closed, name": 'echo "password: " $given;',
+    "code: closed, name at the end": 'echo "password: " given',
+    "code: closed, name at the end of a line": 'echo "password: " given\nx',
+    # Rule 8, more.
+    **{f"flag {word}": f"{word}_password=letmein22" for word in WORDS["flag"]},
+    **{f"parser: {word}": f"{word} token: letmein22" for word in ["unexpected", "illegal", "expected", "it"]},
+    "jsonwebtoken": "jsonwebtoken: 9.0.2-beta",
+    "cancellation token": "cancellation_token=letmein22",
+    "masked": "masked_password=a1b2c3d4",
+    "default of a variable": "${db_password:-letmein22}",
+    "pass of others": "trespass: letmein22",
+    **{f"digest of the key of {word}": f"{word} key: {DIGEST}" for word in WORDS["plain owner"]},
+    "digest of a key without an owner": f"key: {DIGEST}",
+    "digest of a key behind punctuation": f"(key: {DIGEST}",
+    "digest of a key in a table": f"x  key: {DIGEST}",
+    "short value of a weak key": "session: abc123def456",
+    "camel case of a weak key": "key=AaBbCcDdEeFfGgHhIi",
+    "name of a weak key": "key=a1b2c3d4e5f6g7h8_token",
+    "dotted value of a weak key": "key=a1b2c3d4e5f6g7h8i9.x",
+    "prose of a weak key": "the key a1b2c3d4e5f6g7h8i9 is pressed",
+    "working directory, Windows": "PWD=C:\\work\\x",
+    "working directory, share": "PWD=\\\\plant\\x",
+    "working directory, home": "PWD=~/x",
+    "no closing tag": "password>hunter22 x",
+    "empty and a key": "password= user=bob",
+    "empty and a line": "password:\n",
+    **{f"prose: {word}": f"the password {word} is old" for word in WORDS["algorithm"]},
+    "prose: number": "the password 12345678 is old",
+    "prose: word": "the password policies are old",
+    "prose: to": "a token to somewhere",
+    "prose: password to": "give the password to somebody12",
+    "prose: foreign": "the token est abcdefgh",
+    "prose: pair in a token": "the token a1b2c3=d4e5f6 is old",
+    "prose: short token": "the token abc123 is old",
+    "prose: token of words": "the token some-thing-of-words is old",
+    "prose: quoted token": 'the token "something" is old',
+    "OAuth": "authorization: OAuth 2.0 flow",
+    # Rule 6, more.
+    **{f"source .{kind}": f"/app/secrets/x.{kind}" for kind in WORDS["source"]},
+    "Kubernetes, list": "tls.crt: [A",
+    "Kubernetes, block": "tls.crt: |",
+    "Kubernetes, encoded": "ca.crt: LS0tLS1",
+    "URL of a secret": "see https://h/secrets/x",
+    "program": "/usr/bin/passwd",
+    "key of a door": "door.key was pressed",
+    **{f"nothing: {value} in quotes": f'password="{value}"' for value in WORDS["nothing"][:-2]},
+    "nothing: blanks": 'password="   "',
+    "nothing: empty, and another": 'password="" "x"',
+    "nothing: known": "password = (known after apply)",
+    "nothing: write-only": "password = (write-only attribute)",
+    "nothing: template": 'password="{{ vault.x }}"',
+    "nothing: digits in a name": "password=$DB2_PASSWORD",
+    "remark, sentence in a line": "password: Choose one that you know.\nx",
+    "list of nothing": "passwords: [hidden]",
+    "container, blank": "secrets: { press }",
+    "JSON of nothing": '{"password": "none", "token": "", "PWD": "/app", "key": "value", "session": "abc"}',
+    "JSON, count": '{"token": 512, "secrets": 3}',
+    "JSON, list of names": '["Authorization", "letmein", "x"]',
+    "JSON, after a name": '{"a": ["x", "Authorization", "y"]}',
+    "JSON, not behind an option": '["--x", ["y", "-v"], "z"]',
+    **{f"count: {name}": f"{name}: 512" for name in WORDS["counted"]},
+    "reference of a psk": "psk: vault://plant/mqtt",
+    **{f"weak word {name}, word": f"{name}: letmein22" for name in ["key", "keys", "auth", "otp", "session", "sid"]},
+    "weak word with an owner": "client_session: letmein22",
+    "weak word, long": "key=abcdefghijklmnopqrstu12345",
+    "inside a word: pw": "xpw: letmein22",
+    "inside a word: psk": "xpsk: letmein22",
+    "inside a word: capitals": "XPW: letmein22",
+    "inside base64": "abc+pw: letmein22",
+    "user of -changeUserPassword": "-changeUserPassword press42!",
+    "empty scheme": 'authorization: "Bearer "',
+    "dash": "Password - forgotten12!",
+    "with": '"password" with given12!x',
+    "call of a name": "password(given12x)",
+    "pair with a name": 'x("password", given12x)',
+    "pair behind another": 'x(1, "token", "bob-12345", 2)',
+    "prose: token is": "the token is gone away",
+    "prose: German": "Das Passwort ist vergessen",
+    "prose: key word inside": "the mqtt_password letmein is old",
+    "prose: letters": "the token aBcDeFgHiJkLmN is old",
+    "prose: digits": "the token 12345678901234567890 is old",
+    "prose: letters and some digits": "the token abcdefghijkl123 is old",
+    "prose: words and a number": "the token some-thing-of-words-12 is old",
+    "prose: symbol without quotes": "bad token Some!thing given",
+    "code: own name": "token=x1.token",
+    "code: own long name": "db1_password=db1_password",
+    "code: SQL": "password=@password",
+    "code: PHP, short": "$password = $x",
+    "code: shell, short": "password=$x;",
+    "code: camel case": "password=newMapOf(x)",
+    "code: closed, bare name": 'echo "password: " given;',
+    # Rule 3, more.
+    "URL, two ports and @ in the path": "mongodb://h:80,h2:81/p@x",
+    "URL, variable": "mqtt://bob:${MQTT_PASSWORD}@h",
+    "URL, empty": "mqtt://bob:@h",
+    "URL, stars": "mqtt://bob:***@h",
+    # Places.
+    "Bearer, option": "Bearer -abcdef1",
+    "Bearer, name": "Bearer Authentication is on",
+    "cookie, variable": "Cookie: sid=${SESSION_ID}",
+    "mosquitto_pub, variable": "mosquitto_pub -P $MQTT_PASSWORD",
+    "change of a name": "password = [REDACTED] -> y",
+    "words like a GitLab token": "glossary-of-everything-that-is-in-it",
+    "words like an npm token": "npm_config_of_everything_in_the_world",
+    "words like a Pulumi token": "pul-request-about-everything-else",
+    "nothing: full stop": "password: none.",
+    "nothing: path behind": "password=${X}/y1",
+    "code: call over lines": "token = thing(\n  x)",
+    "code: call over lines with a brace": "token = thing(x, {\n  y: 1",
+    "weak word, letters": f"key={'abcdefghijklmnopqrs' * 2}",
+    "URL, line break escaped": "mqtt://h:port\\nann@example.com/x",
+    "port of a tool": "x -h plc -P 3306",
+    "PEM of a marker": "-----BEGIN X-----\n[REDACTED]\n-----END X-----",
+    "C++ scope": "password::letmein22",
+    "PHP arrow": "password->letmein22",
+    "SQL, no password": "IDENTIFIED VIA ldap",
+    "call of a token": 'token("a1b2c3d4e5f6g7")',
+    "call of an object that asks": 'x.get_password("a1b2c3d4e5")',
+    "credentials of keys": "credentials: user=bob",
+    "code: call with a number": "token = take_it(5)",
+    **{f"remark: {word} and more": f"password: {word} x" for word in ["password", "passwd", "secret"]},
+    "type Option<&str>": "password: Option<&str>",
 }
 
 PATHS = {
@@ -237,9 +770,42 @@ PATHS = {
     "Windows, slashes": "D:/certs/ca.pem",
     "UNC": r"\\fileserver\share\certs\client.pfx",
     "non-ASCII": "/etc/ssl/ünï/x.pem",
+    "Windows, variable": r"%USERPROFILE%\certs\client.pem",
+    "Windows, netrc": r"C:\Users\bob\_netrc",
+    "Windows, secrets": r"C:\plant\secrets\db.txt",
+    "aws configuration": "~/.aws/config",
+    "ssh directory": "~/.ssh",
+    "gnupg directory": "~/.gnupg/",
+    "file name .netrc": ".netrc",
+    "file name .htpasswd": ".htpasswd",
+    "two slashes": "//etc/tls/client.pem",
+    "file URL of a secret": "file:///srv/secrets/db.txt",
+    "parent": "../certs/client.pem",
+    "file URL": "file:///etc/tls/client.pem",
+    "home, secrets": "~/secrets/db.txt",
+    "variable, secrets": "$HOME/secrets/db.txt",
+    "here, secrets": "./secrets/db.txt",
+    "deployed secrets": "/srv/run/secrets",
+    "tls private": "/etc/tls/private/x",
+    "gnupg": "~/.gnupg/x",
+    "azure": "~/.azure/x",
+    "gcloud directory": "/home/bob/.config/gcloud/x",
+    "service account": "/etc/plant/service_account-1.json",
+    "credentials": "/etc/plant/credentials.json",
+    "mosquitto password": "/etc/mosquitto/password",
+    "mosquitto passwords, plural": "/etc/mosquitto/passwords",
+    "passwords": "/srv/passwords.txt",
+    **{f"password file {name}": f"/etc/plant/{name}" for name in ["passwd", "pwfile", "password_file", "passwordfile"]},
+    **{f".{kind}": f"/etc/plant/x.{kind}" for kind in WORDS["key material"]},
+    **{f"file name .{kind}": f"x.{kind}" for kind in ["pem", "crt", "p12", "pfx", "jks", "ppk"]},
+    **{f"{owner}.key": f"{owner}.key" for owner in ["client", "server", "broker"]},
+    **{name: f"/home/bob/{name}" for name in [".git-credentials", ".dockercfg", ".htpasswd", "htpasswd"]},
+    **{name: f"/home/bob/{name}" for name in ["id_rsa", "id_dsa", "id_ecdsa", "id_ed25519"]},
 }
 
 AROUND_A_PATH = ["§", "open §: denied", "'§'", "cafile=§, x", '{"p": "§"}', "PosixPath('§')", "see §.", "(§)"]
+
+PATHS_WITH_SPACES = ["/my keys/one.key", "~/my keys/one.key", r"C:\my keys\the one.key", r"\\plant\my keys\the one.key"]
 
 AWKWARD = [
     "with space",
@@ -282,9 +848,9 @@ def filled(template: str, value: str) -> str:
 
 @pytest.mark.parametrize("template", HIDDEN.values(), ids=HIDDEN.keys())
 def test_the_value_goes_and_everything_around_it_stays(template: str) -> None:
-    expected = re.sub(r"(?:a[@/]|73)?§", lambda _: MARKER, template)
+    expected = re.sub("«[^»]*»|§", MARKER, template)
 
-    assert sanitize(filled(template, SECRET)) == expected
+    assert sanitize(re.sub("[«»]", "", filled(template, SECRET))) == expected
 
 
 @pytest.mark.parametrize("text", STAYS.values(), ids=STAYS.keys())
@@ -307,6 +873,19 @@ def test_the_path_of_key_material_goes(path: str, around: str) -> None:
     assert sanitize(filled(around, written)) == filled(around, PATH_MARKER)
 
 
+@pytest.mark.parametrize("around", ["§", "'§'", "x `§`", 'open "§" x'])
+@pytest.mark.parametrize("path", PATHS_WITH_SPACES)
+def test_a_path_with_spaces_goes_when_it_is_alone_or_in_quotes(path: str, around: str) -> None:
+    assert sanitize(filled(around, path)) == filled(around, PATH_MARKER)
+
+
+def test_a_path_ends_where_its_surroundings_say() -> None:
+    assert sanitize("at:\\n/etc/tls/x.pem\\nb") == f"at:\\n{PATH_MARKER}\\nb"
+    assert sanitize("at:\\nclient.pem, b") == f"at:\\n{PATH_MARKER}, b"
+    assert sanitize("/etc/tls/tls.crt: |") == f"{PATH_MARKER}: |"
+    assert sanitize("/srv/a said 'x' to b.key") == "/srv/a said 'x' to b.key"
+
+
 @pytest.mark.parametrize(("template", "write"), WRITTEN.values(), ids=WRITTEN.keys())
 @pytest.mark.parametrize("value", AWKWARD)
 def test_an_awkward_value_goes_whole(value: str, template: str, write: Callable[[str], str]) -> None:
@@ -316,8 +895,19 @@ def test_an_awkward_value_goes_whole(value: str, template: str, write: Callable[
     assert sanitize(filled(template, written)) == filled(template, marked)
 
 
-def test_a_number_becomes_a_string() -> None:
-    assert sanitize('{"password": 12345, "port": 1883}') == '{"password": "[REDACTED]", "port": 1883}'
+@pytest.mark.parametrize("number", ["12345", "-12345", "1.5", "2e7", "2E-7", "2e+7"])
+@pytest.mark.parametrize("around", ['{"password": §, "port": 1883}', 'got {"password": §} x', '"password": §'])
+def test_a_number_becomes_a_string(number: str, around: str) -> None:
+    assert sanitize(filled(around, number)) == filled(around, f'"{MARKER}"')
+
+
+def test_what_is_longer_than_a_number_is_no_number() -> None:
+    assert sanitize("got {'password': 12ab} x") == "got {'password': [REDACTED]} x"
+
+
+def test_of_very_many_keys_the_last_are_hidden_unread() -> None:
+    assert sanitize("password=None " * 10_001) == "password=None " * 10_000 + f"password={MARKER} "
+    assert sanitize("password=None " * 10_000 + 'password="a b"') == "password=None " * 10_000 + f'password="{MARKER}"'
 
 
 @pytest.mark.parametrize("row", [*CREDENTIALS, *PLACES], ids=lambda row: row.name)
@@ -326,6 +916,48 @@ def test_every_row_has_a_hit_and_a_look_alike(row: Pattern) -> None:
     assert row.miss
     assert row.miss != row.hit
     assert not re.search(row.expression, row.miss)
+
+
+_MIXED, _HEX, _UPPER = "a7Kq2Zx9Lm4R" * 12, "3fa92c7be105" * 12, "Q7Z2" * 20
+
+# What an issuer puts first, what follows it, and what makes the whole something else.
+ISSUED = [
+    ("eyJ", f"{_MIXED[:20]}.{_MIXED[:30]}.{_MIXED[:43]}", ""),
+    ("AKIA ASIA ABIA ACCA", _UPPER[:16], "x"),
+    ("ghp_ gho_ ghu_ ghs_ ghr_", _MIXED[:36], ""),
+    ("github_pat_ GR1348941", _MIXED[:82], ""),
+    ("glpat- gldt- xoxb- xoxp- xapp-", _MIXED[:24], ""),
+    ("AIza", _MIXED[:35], "x"),
+    ("ya29. GOCSPX-", _MIXED[:60], ""),
+    ("a7K8Q~", _MIXED[:34], "x"),
+    ("dop_v1_ doo_v1_ dor_v1_", _HEX[:64], ""),
+    ("sk- sk-ant- sk-proj- sk_live_ sk_test_ rk_live_", _MIXED[:93], ""),
+    ("SG.", f"{_MIXED[:22]}.{_MIXED[:43]}", ""),
+    ("key- SK shpat_ shpss_ dapi", _HEX[:32], "x"),
+    ("dapi", f"{_HEX[:32]}-2", ""),
+    (_HEX[:20], f"{_HEX[20:32]}-us12", "x"),
+    ("5102938475:A hf_ api_org_", _MIXED[:34], "x"),
+    ("AKCp AP5 EAAC", _MIXED[:99], "-"),
+    (f"pat{_MIXED[:14]}.", _HEX[:64], "x"),
+    ("sha256~", _MIXED[:43], "x"),
+    ("hvs. hvb. hvr. ATATT3 ATCTT3", _MIXED[:90], ""),
+    ("AGE-SECRET-KEY-1", "QZ" * 29, "X"),
+    (
+        "npm_ gsk_ glsa_ glc_ sbp_ sgp_ lin_api_ ntn_ phc_ figd_ sntrys_ sntryu_ whsec_ aio_ dckr_pat_ dckr_oat_",
+        _MIXED[:40],
+        "",
+    ),
+    ("rubygems_ pscale_tkn_ r8_ fo1_ fm1_ fm2r_ nfp_ tfp_ rdme_ shippo_live_ duffel_live_ pnu_ cfk_", _MIXED[:40], ""),
+    ("pypi- nvapi- xai- pplx- tskey-auth- xkeysib- NRAK- PMAK- sq0csp- bedrock-api-key- pul- HRKU-", _MIXED[:40], ""),
+    ("FLWSECK- FLWSECK_TEST- A3-", _MIXED[:40], ""),
+]
+
+
+@pytest.mark.parametrize(("start", "body", "more"), [(s, b, m) for starts, b, m in ISSUED for s in starts.split()])
+def test_what_an_issuer_marked_goes_and_a_longer_word_stays(start: str, body: str, more: str) -> None:
+    assert sanitize(f"x {start}{body} y") == f"x {MARKER} y"
+    if more:
+        assert sanitize(f"x {start}{body}{more} y") == f"x {start}{body}{more} y"
 
 
 @pytest.mark.parametrize("row", CREDENTIALS, ids=lambda row: row.name)
@@ -361,14 +993,18 @@ def one_line(text: str) -> str:
     return text.replace("\n", "\\n")
 
 
+def in_url(text: str) -> str:
+    return text.replace(" ", "%20").replace("\n", "%0A")
+
+
 @pytest.mark.parametrize("around", ["§", "x\n§\ny", '{"k": "§", "n": 1}', "private_key: |\n  §\nport: 1", "key='§', x"])
-@pytest.mark.parametrize("write", [str, one_line, lambda text: one_line(text).replace("\\", "\\\\")])
+@pytest.mark.parametrize("write", [str, one_line, in_url, lambda text: one_line(text).replace("\\", "\\\\")])
 def test_a_pem_block_goes_whole(write: Callable[[str], str], around: str) -> None:
     assert sanitize(filled(around, write(pem()))) == filled(around, MARKER)
     assert sanitize(filled(around, write(pem("CERTIFICATE")))) == filled(around, CERTIFICATE_MARKER)
 
 
-@pytest.mark.parametrize("write", [str, one_line])
+@pytest.mark.parametrize("write", [str, one_line, in_url])
 @pytest.mark.parametrize("lines", [1, 2, 4])
 def test_a_pem_block_cut_off_goes_and_what_follows_stays(lines: int, write: Callable[[str], str]) -> None:
     cut = write("\n".join(pem().split("\n")[:lines]))
@@ -376,6 +1012,26 @@ def test_a_pem_block_cut_off_goes_and_what_follows_stays(lines: int, write: Call
     assert sanitize(f"read {cut}") == f"read {MARKER}"
     assert sanitize(f"read {cut}\nINFO connected to broker") == f"read {MARKER}\nINFO connected to broker"
     assert sanitize(f'{{"k": "{cut}", "n": "x"}}') == f'{{"k": "{MARKER}", "n": "x"}}'
+
+
+@pytest.mark.parametrize("end", ["QUJD", "QUJD==", "Proc-Type: 4,ENCRYPTED", "DEK-Info: AES,00"])
+@pytest.mark.parametrize("around", ["read §", "read '§' x"])
+def test_of_a_pem_block_cut_off_the_last_line_goes_too(end: str, around: str) -> None:
+    if around.endswith("x") and ":" in end:
+        end += f"\n{_MIXED[:64]}"
+    cut = "\n".join([*pem().split("\n")[:2], end])
+
+    assert sanitize(filled(around, cut)) == filled(around, MARKER)
+
+
+def test_a_pem_block_cut_off_ends_at_the_next() -> None:
+    cut = "\n".join(pem().split("\n")[:2])
+
+    assert sanitize(f"{cut}\n{pem('CERTIFICATE')}") == f"{MARKER}\n{CERTIFICATE_MARKER}"
+
+
+def test_a_pem_block_may_have_hyphens() -> None:
+    assert sanitize("-----BEGIN X-----\nComment: a-b--c\n-----END X-----") == MARKER
 
 
 def test_two_pem_blocks_are_two() -> None:
