@@ -214,7 +214,7 @@ PLACES: Final = (
 """Where a secret stands by the grammar of a tool, a header or a call, with no key that says so."""
 _PLACE_HINT = re.compile(
     r"bearer|curl|username_pw_set|-adduser|-changeuser|-setsecret|keep|slack|cookie|sig|response=|-> |=> |pass:|passwd "
-    r"|identified|requirep|masterauth|login |mqtt\\| -p|'-p|\"-p|[ '\"]-[aw]"
+    r"|identified|requirep|masterauth|login |mqtt\\| -[paw]|'-[paw]|\"-[paw]"
 )
 _PLACES = tuple(re.compile(row.expression) for row in PLACES)
 
@@ -1061,6 +1061,15 @@ def protect_handler(handler: logging.Handler, known: Iterable[str] = ()) -> None
     vars(handler).update(emit=guard.emit, format=guard.format, handleError=guard.report)
 
 
+def _fits(record: logging.LogRecord) -> bool:
+    """Whether the arguments have no names and fit the message."""
+    try:
+        record.getMessage()
+    except Exception:  # noqa: BLE001  # whatever it is, the record is not as it should be
+        return False
+    return not isinstance(record.args, dict)
+
+
 # What every record has; the rest are extras.
 _OWN_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({})))
 
@@ -1071,6 +1080,10 @@ class _Guard:
     def __init__(self, handler: logging.Handler, redact: Callable[[str], str]) -> None:
         self._handler, self._redact = handler, redact
         self._emit, self._format = handler.emit, handler.format
+        stock = {"logging", "logging.handlers"}
+        self._writes_what_it_formats = (
+            isinstance(handler, logging.StreamHandler) and type(handler).emit.__module__ in stock
+        )
 
     def emit(self, record: logging.LogRecord) -> None:
         """Emit a redacted copy of `record`."""
@@ -1094,6 +1107,8 @@ class _Guard:
         copied = copy.copy(record)
         for name in vars(record).keys() - _OWN_ATTRIBUTES:
             setattr(copied, name, self._walk(getattr(record, name), name))
+        if self._writes_what_it_formats and _fits(record):
+            return copied  # `format` sees all that is written, but for the names of things
         self._redact_message(copied)
         if record.exc_info or record.exc_text:
             formatter = self._handler.formatter or logging.Formatter()

@@ -5,6 +5,7 @@ two known values, as in the server.
 """
 
 import gc
+import io
 import logging
 import math
 import sys
@@ -94,16 +95,16 @@ HOSTILE: Final[dict[str, Callable[[int], str]]] = {
 }
 
 
-class _Sink(logging.Handler):
-    """Formats as a real handler does, and keeps nothing."""
+class _Nowhere(io.TextIOBase):
+    """A file that keeps nothing."""
 
-    def emit(self, record: logging.LogRecord) -> None:
-        self.format(record)
+    def write(self, text: str) -> int:
+        return len(text)
 
 
 def measure_records() -> tuple[float, float]:
     """Return records a second, and the 99th percentile of one record in microseconds, through a protected handler."""
-    handler = _Sink()
+    handler = logging.StreamHandler(_Nowhere())
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     protect_handler(handler, KNOWN)
     records = [
