@@ -33,7 +33,7 @@ _LONGEST_HARMLESS: Final = 200
 _LINE, _NEAR, _OWNER = 512, 64, 16
 # A text is read again until nothing changes, so that a second call changes nothing; a longer one is read once, as text.
 _PASSES, _LONG_TEXT = 4, 262_144
-# A text with more keys is no log line any more: what follows the rest of them is hidden unread.
+# A text with more keys is no log line any more: whatever follows the rest of them is hidden.
 _MOST_KEYS: Final = 10_000
 _DEEPEST_EXTRA: Final = 8
 
@@ -246,6 +246,10 @@ _KEY_WORD = re.compile(
     r"(?:pass(?:word|wd|wort|phrase|code)?s?|pwd|pswr?d|pw|p/w|contrase[nñ]a|mot de passe|senha|wachtwoord|lösenord"
     r"|kennwort|mot_de_passe|snmp[_-]?community|secret_key_base|hasło|пароль|密码|密碼|パスワード|비밀번호|비번|secrets?|token|credentials?|creds|authorization|auth|psk|keys?"
     r"|otp|sid|session)\d{0,2}(?!\w|[-.]\w)"
+)
+_ANY_VALUE = re.compile(
+    rf"((?i:{_KEY_WORD.pattern})\\{{0,15}}[\"']?(?:\s{{0,9}}[:=]\s{{0,9}}|\s{{1,9}})\\{{0,15}}([\"'])?)"
+    r"(?(2)[^\"'\n]++|[^\s\"',;&\\]++)"
 )
 # Before the word: whose key or pass it is, and what makes it a flag that is on or off, or a command about a secret.
 _KEY_OWNER = re.compile(
@@ -690,20 +694,15 @@ def _without_keyed_values(text: str) -> str:
     pieces: list[str] = []
     done = 0
     for count, key in enumerate(_keys(text)):
+        if count == _MOST_KEYS:
+            start = max(done, key.start)
+            return "".join([*pieces, text[done:start], _ANY_VALUE.sub(rf"\g<1>{MARKER}", text[start:])])
         if key.start >= done and (separator := _SEPARATOR.match(text, key.end)):
-            judge = _random_value if key.weak else _value if count < _MOST_KEYS else _value_unread
-            start, end, marker = judge(key, separator, text)
+            start, end, marker = (_random_value if key.weak else _value)(key, separator, text)
             if end > start:
                 pieces += (text[done:start], marker)
                 done = end
     return "".join([*pieces, text[done:]])
-
-
-def _value_unread(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, str]:
-    """Find where the value ends, and take it for a secret whatever it is."""
-    opening = _OPENING.match(text, separator.end())
-    start = opening.end() if opening else separator.end()
-    return start, *_extent(key, separator, opening, text, start)
 
 
 def _random_value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, str]:
