@@ -230,8 +230,7 @@ class Dispatch:
         audience = tuple(each for feed in feeds for each in feed.subscriptions if each not in had)
         listeners = tuple(each for feed in feeds for each in feed.listeners if each not in had)
         route.had = (*had, *audience, *listeners)  # those on other feeds get copies of their own
-        if route.connection != self._connection:
-            route.last, route.connection = payload, self._connection
+        route.last, route.connection = payload, self._connection
         return audience, listeners
 
     def _is_news(self, route: _Route, received: Received) -> bool:

@@ -269,6 +269,21 @@ test_without_identifiers_each_message_reaches_each_consumer_once = WithoutIdenti
 test_everyone_has_the_retained_messages_and_nobody_has_them_twice = WithRetainedMessages.TestCase
 
 
+def test_a_retained_message_is_not_heard_again_after_a_reconnect_although_its_live_copy_was_for_nobody() -> None:
+    world = World()
+    left = world.listen("a")
+    for payload in (b"1", b"2"):
+        world.publish("a", payload, retain=True)
+    world.receive(2)
+    world.leave(left)
+    stays = world.listen("a")
+    world.receive()
+    world.reconnect()
+    world.receive()
+
+    assert world.heard(stays) == [b"2"]
+
+
 # Copies
 
 
