@@ -189,6 +189,9 @@ class Dispatch:
             route.had, route.last, route.connection = audience + told, hash(received.payload), self._connection
         else:
             audience, listeners = (), ()
+            if not any(feed.at_broker for feed in route.feeds.values()):
+                # Nobody's, but the value that everyone here is about to be told as retained.
+                route.had, route.last, route.connection = (), hash(received.payload), self._connection
         if route.shared:
             audience, listeners = self._with_shared(route, received, audience, listeners)
         if not audience and not listeners:
@@ -230,7 +233,8 @@ class Dispatch:
         audience = tuple(each for feed in feeds for each in feed.subscriptions if each not in had)
         listeners = tuple(each for feed in feeds for each in feed.listeners if each not in had)
         route.had = (*had, *audience, *listeners)  # those on other feeds get copies of their own
-        route.last, route.connection = payload, self._connection
+        if route.connection != self._connection:
+            route.last, route.connection = payload, self._connection
         return audience, listeners
 
     def _is_news(self, route: _Route, received: Received) -> bool:
