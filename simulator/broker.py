@@ -9,7 +9,7 @@ import logging
 import ssl
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from simulator.connections import Connection
 from simulator.exchange import Exchange
@@ -20,6 +20,24 @@ from simulator.routing import is_topic_name
 from simulator.users import User
 
 logger = logging.getLogger(__name__)
+
+
+class Personality(Protocol):
+    """What makes the broker behave as one vendor's."""
+
+    @property
+    def users(self) -> Mapping[str, User]:
+        """Who may log in; the one without a name is who gives none."""
+
+    @property
+    def unflagged(self) -> str | None:
+        """A filter; new subscriptions are told the retained messages below it without the retain flag."""
+
+    def started(self, broker: "Broker") -> None:
+        """Begin: the broker listens."""
+
+    def stopped(self) -> None:
+        """End: the broker is about to close."""
 
 
 class Broker:
@@ -35,6 +53,7 @@ class Broker:
         limits: What it holds at most.
         copy_per_subscription: Whether a client whose subscriptions overlap gets a message once for each of them, or
             once with all their identifiers. MQTT 5 leaves that open (section 3.3.4), and brokers do either.
+        personality: Makes it behave as one vendor's; the users are its own then.
     """
 
     def __init__(
@@ -46,6 +65,7 @@ class Broker:
         tls: ssl.SSLContext | None = None,
         limits: Limits = LIMITS,
         copy_per_subscription: bool = False,
+        personality: Personality | None = None,
     ) -> None:
         if not _is_loopback(host):
             raise ValueError(f"the development broker listens on loopback only, not on {host}")
@@ -53,7 +73,8 @@ class Broker:
         self.port = port
         self.on_publish: list[Callable[[Message], bool]] = []
         """Each sees every message that a client may publish; when it returns True the message goes no further."""
-        self._users = users
+        self._users = users if personality is None else personality.users
+        self._personality = personality
         self._tls = tls
         self._limits = limits
         self._copy_per_subscription = copy_per_subscription
@@ -63,7 +84,11 @@ class Broker:
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
         self._exchange = Exchange(
-            self._users, self._limits, self.on_publish, copy_per_subscription=self._copy_per_subscription
+            self._users,
+            self._limits,
+            self.on_publish,
+            copy_per_subscription=self._copy_per_subscription,
+            unflagged=None if self._personality is None else self._personality.unflagged,
         )
         self._server = await loop.create_server(
             lambda: Connection(self._exchange, self._limits),
@@ -74,6 +99,8 @@ class Broker:
         )
         self.port = self._server.sockets[0].getsockname()[1]
         logger.warning("development broker on %s:%d, not for production", self.host, self.port)
+        if self._personality is not None:
+            self._personality.started(self)
         return self
 
     async def __aexit__(
@@ -83,8 +110,14 @@ class Broker:
 
     async def aclose(self) -> None:
         """Stop listening, send every client away and forget everything."""
+        if self._personality is not None:
+            self._personality.stopped()
         self._server.close()
         await self._exchange.aclose()
+
+    def cut_off(self, client_id: str) -> None:
+        """Close the connection of a client without a word; nothing happens when it has none."""
+        self._exchange.cut_off(client_id)
 
     def publish(
         self,

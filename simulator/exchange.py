@@ -30,7 +30,7 @@ from simulator.packets import (
     encode_unsuback,
 )
 from simulator.retained import Retained
-from simulator.routing import Subscription, SubscriptionTree, is_topic_filter, is_topic_name, split_share
+from simulator.routing import Subscription, SubscriptionTree, covers, is_topic_filter, is_topic_name, split_share
 from simulator.sessions import Delivery, Session
 from simulator.users import ANYONE, User
 
@@ -54,15 +54,23 @@ class Exchange:
         copy_per_subscription: Whether a client whose subscriptions overlap gets a message once for each of them,
             or once with all their identifiers.
         hooks: Each sees every message that a client may publish; when it returns True the message goes no further.
+        unflagged: New subscriptions are told the retained messages below this filter without the retain flag.
     """
 
     def __init__(
-        self, users: Mapping[str, User] | None, limits: Limits, hooks: list[Hook], *, copy_per_subscription: bool
+        self,
+        users: Mapping[str, User] | None,
+        limits: Limits,
+        hooks: list[Hook],
+        *,
+        copy_per_subscription: bool,
+        unflagged: str | None = None,
     ) -> None:
         self._users = users
         self._limits = limits
         self._hooks = hooks
         self._copy_per_subscription = copy_per_subscription
+        self._unflagged = unflagged
         self._loop = asyncio.get_running_loop()
         self._sockets: dict[Connection, asyncio.Future[None]] = {}
         self._sessions: dict[str, Session] = {}
@@ -88,6 +96,12 @@ class Exchange:
             self._deliver(session, message, subscriptions)
             reason = Reason.SUCCESS
         return reason
+
+    def cut_off(self, client_id: str) -> None:
+        """Close the connection of a client without a word; nothing happens when it has none."""
+        session = self._sessions.get(client_id)
+        if session is not None and session.connection is not None:
+            session.connection.close()
 
     def opened(self, connection: Connection) -> None:
         """Take a new connection."""
@@ -155,6 +169,7 @@ class Exchange:
         session, present = self._open_session(client_id, clean=packet.clean_start)
         session.level = packet.level
         session.user = user
+        session.username = packet.username or ""
         session.will = packet.will
         session.expiry_s = _expiry_s(packet)
         self._attached[connection] = session
@@ -175,7 +190,7 @@ class Exchange:
         if self._users is None:
             return ANYONE
         user = self._users.get(packet.username or "")
-        if user is None or packet.password != user.password.encode():
+        if user is None or (packet.password or b"") != user.password.encode():
             raise PacketError(Reason.BAD_USER_NAME_OR_PASSWORD, "wrong user name or password")
         return user
 
@@ -211,8 +226,8 @@ class Exchange:
 
     def _publish_will(self, session: Session) -> None:
         will, session.will = session.will, None
-        if will is not None and session.user.may_publish(will.topic):
-            self.route(Message.from_packet(session.client_id, will.topic, will, self._loop.time()))
+        if will is not None:
+            self._take(session, will.topic, will)
 
     def _disconnect(self, connection: Connection, session: Session, packet: Disconnect) -> None:
         expiry_s = packet.properties.session_expiry_s
@@ -262,7 +277,7 @@ class Exchange:
         if not session.user.may_publish(topic):
             logger.info("client %r may not publish to %s", session.client_id, topic)
             return Reason.NOT_AUTHORIZED
-        message = Message.from_packet(session.client_id, topic, packet, self._loop.time())
+        message = Message.from_packet(session.client_id, topic, packet, self._loop.time(), session.username)
         if any(hook(message) for hook in self._hooks):
             return Reason.SUCCESS
         return self.route(message)
@@ -346,7 +361,8 @@ class Exchange:
             return
         for message in self._retained.matching(plain, self._loop.time()):
             if not (subscription.no_local and message.publisher == session.client_id):
-                self._send(session, message, [subscription], retain=True)
+                flagged = self._unflagged is None or not covers(self._unflagged, message.topic)
+                self._send(session, message, [subscription], retain=flagged)
 
     def _unsubscribe(self, connection: Connection, session: Session, packet: Unsubscribe) -> None:
         reasons: list[Reason] = []

@@ -8,7 +8,7 @@ from simulator.packets import Properties, Publish
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a client published, or the process itself, which is no client."""
+    """What a client published, or the process itself, which is no client and has no user name."""
 
     publisher: str | None
     topic: str
@@ -17,9 +17,10 @@ class Message:
     retain: bool
     properties: Properties
     expires_at: float | None
+    username: str = ""
 
     @classmethod
-    def from_packet(cls, publisher: str | None, topic: str, packet: Publish, now: float) -> Self:
+    def from_packet(cls, publisher: str | None, topic: str, packet: Publish, now: float, username: str = "") -> Self:
         """Take a message out of its packet, less what concerned only the way it came."""
         properties = packet.properties
         if properties.topic_alias is not None or properties.will_delay_s is not None:
@@ -33,6 +34,7 @@ class Message:
             retain=packet.retain,
             properties=properties,
             expires_at=None if expiry_s is None else now + expiry_s,
+            username=username,
         )
 
     @property

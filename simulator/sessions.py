@@ -49,6 +49,7 @@ class Session:
         self.client_id = client_id
         self.level = V5
         self.user = ANYONE
+        self.username = ""
         self.will: Publish | None = None
         self.expiry_s = 0
         self.timers: list[asyncio.TimerHandle] = []  # what is to happen unless the client comes back

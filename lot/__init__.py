@@ -1,0 +1,13 @@
+"""LoT, the language of Coreflux brokers: text in, structure and problems out.
+
+What is found here is found without a broker, so "no problem" means only that none was seen.
+
+`grammar.lark` is the language, as far as it is known. `lines` makes logical lines of a text, `syntax` parses them,
+`structure` finds their blocks; what can be wrong is in `mistakes` (line by line), in `checks` (within a definition) and
+in `program` (between definitions).
+"""
+
+from lot.program import analyse
+from lot.report import Analysis, Definition, Kind, Problem
+
+__all__ = ["Analysis", "Definition", "Kind", "Problem", "analyse"]

@@ -1,0 +1,68 @@
+"""What an analysis tells: the definitions found in a text and the problems seen in it."""
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+Kind = Literal["action", "model", "rule", "route", "panel", "theme", "python"]
+Severity = Literal["error", "warning"]
+Need = tuple[Kind, str]
+
+VERBS: Final[dict[Kind, str]] = {
+    "action": "-addAction",
+    "model": "-addModel",
+    "rule": "-addRule",
+    "route": "-addRoute",
+    "panel": "-addPanel",
+    "theme": "-addTheme",
+    "python": "-addPython",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong, or likely wrong, at one place of the text."""
+
+    severity: Severity
+    line: int
+    """From 1, of the whole text."""
+    column: int
+    """From 1, in characters."""
+    rule: str
+    """The name of the rule, which stays the same from version to version."""
+    message: str
+    suggestion: str | None = None
+    """The corrected line, or definition, where there is no doubt about it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """One entity: what one command carries to the broker."""
+
+    kind: Kind
+    name: str
+    line: int
+    text: str
+    """Its source as it was written, without blank lines at the end."""
+    verb: str
+    needs: tuple[Need, ...] = ()
+    """Other entities it uses, in the order of their first use."""
+    inputs: tuple[tuple[str, str], ...] = ()
+    """The names and types an action takes."""
+    outputs: tuple[str, ...] = ()
+    description: str | None = None
+    triggered: bool = False
+    """Whether it is an action that runs by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """All that can be told without a broker."""
+
+    definitions: tuple[Definition, ...]
+    problems: tuple[Problem, ...]
+    """In the order of their places."""
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that a broker is known to refuse."""
+        return tuple(problem for problem in self.problems if problem.severity == "error")
