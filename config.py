@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import unquote
 
 from dotenv.parser import parse_stream
+from platformdirs import user_state_path
 from pydantic import (
     AfterValidator,
     BeforeValidator,
@@ -227,6 +228,7 @@ class Config:
         logs: Logging.
         access_mode: What the assistant may do.
         warnings: Sentences about settings that work but should not stay so, for the log and `server_status`.
+        state_dir: Where backups are kept: the platform's folder for the state of programs.
         files: What was read besides the environment, by the name of the setting it is for; a file may be missing.
     """
 
@@ -235,6 +237,7 @@ class Config:
     logs: Logs = field(default_factory=Logs)
     access_mode: AccessMode = "write"
     warnings: tuple[str, ...] = ()
+    state_dir: Path = field(default_factory=lambda: user_state_path("coreflux-mcp", appauthor=False))
     files: Mapping[str, Path] = field(default_factory=dict, compare=False)
 
     @property

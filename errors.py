@@ -6,6 +6,7 @@
   * BrokerError              the broker, or the way to it
     * BrokerOfflineError     not connected: nothing was sent
     * BrokerRefusedError     the broker said no
+    * NotCorefluxError       the broker has no Coreflux command channel
     * BrokerSilentError      the broker did not answer in time, or the connection broke: the outcome is not known
 
 Each text is written for the assistant or the operator: what happened, with what, and what would help.
@@ -34,6 +35,10 @@ class BrokerOfflineError(BrokerError):
 
 class BrokerRefusedError(BrokerError):
     """The broker refused the request."""
+
+
+class NotCorefluxError(BrokerError):
+    """The broker is none of Coreflux's, or gives this login no commands."""
 
 
 class BrokerSilentError(BrokerError):

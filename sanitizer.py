@@ -221,7 +221,9 @@ _PLACES = tuple(re.compile(row.expression) for row in PLACES)
 # What can hold a credential, and where in it one starts: the n of an escaped newline and the digits of %20 are no word.
 _LONG_WORD = re.compile(r"[A-Za-z0-9_.~:%\\=-]{20,}+")
 _CREDENTIAL = re.compile(
-    r"(?a:(?<![\w-])|(?<=\\[nrt])|(?<=%[0-9A-F][0-9A-F]))(?a:" + "|".join(row.expression for row in CREDENTIALS) + ")"
+    r"(?a:(?<![\w-])|(?<=\A-)|(?<=\\[nrt])|(?<=%[0-9A-F][0-9A-F]))(?a:"
+    + "|".join(row.expression for row in CREDENTIALS)
+    + ")"
 )
 
 _PEM_WORDS = r"(?:[ ]|%20) (?:[A-Z0-9 ]|%20){1,40}+ -----"

@@ -24,13 +24,16 @@ from typing import Final, NoReturn
 from mcp.server import MCPServer
 
 import logs
+from backups import Backups
 from config import ENV_FILE, Config, settings_to_pass_on
+from coreflux import Coreflux
 from errors import BridgeError, ConfigError
 from inbox import Inbox
 from mqtt_client import Broker, MqttClient
 from rotation import rotating
 from sanitizer import hide_secrets, make_sanitizer
 from tools.expose import last_look
+from tools.lot import Lot
 from tools.messaging import Messaging
 from tools.status import ServerStatus
 
@@ -51,9 +54,11 @@ logger = logging.getLogger(__name__)
 
 def build_server(config: Config, broker: Broker) -> MCPServer[None]:
     """Make the server with the tools that the access mode has, on a broker that somebody else opens and closes."""
+    backups = Backups(config.state_dir / "backups")
     tools = [
-        *ServerStatus(broker, config, NAME, VERSION).tools(),
+        *ServerStatus(broker, config, backups, NAME, VERSION).tools(),
         *Messaging(broker, config.bounds).tools(config.access_mode),
+        *Lot(broker, Coreflux(broker), backups, config.bounds).tools(config.access_mode),
     ]
     return MCPServer(
         NAME,
@@ -163,6 +168,9 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     demo = commands.add_parser("demo", help="show the whole path in a minute, on the embedded broker or on yours")
     demo.add_argument("--broker", metavar="HOST:PORT", help="a broker of yours; login and TLS come from the settings")
+    backups = commands.add_parser("backups", help="what was there before a deployment: list it, show it, put it back")
+    backups.add_argument("act", choices=["list", "show", "restore"])
+    backups.add_argument("id", nargs="?", help="the backup_id of a deployment or removal")
     client = commands.add_parser("client-config", help="print the entry for an MCP client's configuration")
     client.add_argument("client", choices=["claude-desktop", "claude-code", "cursor", "vscode"])
     client.add_argument("--name", default="coreflux", help="how the client calls the server (default: %(default)s)")
@@ -172,6 +180,10 @@ def main(arguments: list[str] | None = None) -> int:
             from demo import run_demo  # noqa: PLC0415 - only this command needs it
 
             return run_demo(options.broker, options.env_file)
+        if options.command == "backups":
+            from restore import run_backups  # noqa: PLC0415 - only this command needs it
+
+            return run_backups(options.act, options.id, Config.from_env(env_file=options.env_file))
         if options.command == "client-config":
             from client_config import write_entry  # noqa: PLC0415 - only this command needs it
 

@@ -20,6 +20,7 @@ import pytest
 from mcp.client import Client
 
 import sanitizer
+from backups import Backups, Saved
 from config import Config
 from sanitizer import MARKER
 from server import build_server
@@ -65,10 +66,12 @@ WRITERS = {"write", "writelines", "print", "write_text", "write_bytes", "report_
 EXITS = {
     ("client_config", "sys.stdout.write"): "test_the_command_line",
     ("client_config", "sys.stderr.write"): "test_the_command_line",
+    ("backups", "os.fdopen"): "test_what_is_kept_of_a_deployment",
     ("demo", "console.print"): "test_the_command_line",
     ("demo", "self.console.print"): "test_the_command_line",
     ("logs", "os.fdopen"): "test_everything_that_is_logged",
     ("sanitizer", "sys.stderr.write"): "test_everything_that_is_logged",
+    ("restore", "screen.print"): "test_the_command_line",
     ("screen", "super().print"): "test_the_command_line",
     ("server", "sys.stderr.write"): "test_the_command_line",
     ("tools.expose", "context.report_progress"): "test_every_tool",
@@ -282,6 +285,71 @@ async def clear(x: Exchange, text: str) -> None:
     await x.call("mqtt_clear_retained", topic_filter="#", dry_run=False)
 
 
+def replying(x: Exchange, text: str) -> None:
+    """Have the broker be one of Coreflux, which says the text wherever it says anything."""
+
+    def respond(_topic: str, payload: bytes, _properties: Any) -> None:
+        request_id = payload.decode().rpartition(" ")[2]
+        failed = b"-listRoutes" not in payload and b"-actionTrace" not in payload
+        reply = {
+            "success": not failed,
+            "requestId": request_id,
+            "message": text,
+            "data": [text],
+            "errors": [{"message": text}],
+        }
+        x.broker.send("$SYS/Coreflux/Command/Output", json.dumps(reply).encode())
+
+    x.broker.respond = respond
+    for part in ("", "/Description", "/Error"):
+        x.broker.send(f"$SYS/Coreflux/Actions/Beat{part}", text.encode(), retain=True)
+    x.broker.send("$SYS/Coreflux/Routes/R", b"code", retain=True)
+    x.broker.send("$SYS/Coreflux/Routes/R/status", json.dumps({"connection": text}).encode(), retain=True)
+
+
+async def entities(x: Exchange, text: str) -> None:
+    replying(x, text)
+    await x.call("lot_list")
+
+
+async def entity(x: Exchange, text: str) -> None:
+    replying(x, text)
+    await x.call("lot_show", kind="action", name="Beat")
+    await x.call("lot_show", kind="action", name=text)
+
+
+async def check(x: Exchange, text: str) -> None:
+    await x.call("lot_check", code=f'DEFINE ACTION {text}\nON START DO\n    PUBLISH TOPIC "a" WITH "{text}" nonsense')
+
+
+async def deployment(x: Exchange, text: str) -> None:
+    replying(x, text)
+    code = 'DEFINE ACTION Beat\nON START DO\n    PUBLISH TOPIC "a" WITH "x"'
+    await x.call("lot_deploy", code=code, dry_run=True)
+    await x.call("lot_deploy", code=f"{code}\n    {text}")
+
+
+async def removal(x: Exchange, text: str) -> None:
+    replying(x, text)
+    await x.call("lot_remove", kind="action", name="Beat")
+
+
+async def action(x: Exchange, text: str) -> None:
+    replying(x, text)
+    await x.call("lot_run_action", name="Beat", arguments={text: text})
+
+
+async def diagnosis(x: Exchange, text: str) -> None:
+    replying(x, text)
+    await x.call("lot_diagnose", kind="action", name="Beat")
+
+
+async def command(x: Exchange, text: str) -> None:
+    replying(x, text)
+    await x.call("coreflux_command", command="-addUser bob x")
+    await x.call("coreflux_command", command=text)
+
+
 TOOLS: dict[str, Callable[[Exchange, str], Awaitable[None]]] = {
     "server_status": status,
     "mqtt_topics": topics,
@@ -293,16 +361,26 @@ TOOLS: dict[str, Callable[[Exchange, str], Awaitable[None]]] = {
     "mqtt_publish": publish,
     "mqtt_request": request,
     "mqtt_clear_retained": clear,
+    "lot_list": entities,
+    "lot_show": entity,
+    "lot_check": check,
+    "lot_deploy": deployment,
+    "lot_remove": removal,
+    "lot_run_action": action,
+    "lot_diagnose": diagnosis,
+    "coreflux_command": command,
 }
 
 
 @pytest.mark.usefixtures("known")
 @pytest.mark.parametrize("form", HOSTILE)
 @pytest.mark.parametrize("tool", TOOLS)
-async def test_every_tool(tool: str, form: str) -> None:
+async def test_every_tool(tool: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results, errors, progress, and the SDK's own words about wrong arguments."""
+    for name in ("coreflux._QUIET_S", "coreflux._VERSION_WAIT_S", "deployment.APPEAR_TIMEOUT_S", "tools.lot._TRACE_S"):
+        monkeypatch.setattr(name, 0.02)
     broker, text = FakeBroker(), HOSTILE[form]
-    async with Client(build_server(Config(access_mode="admin"), broker)) as client:
+    async with Client(build_server(Config(access_mode="admin", state_dir=tmp_path), broker)) as client:
         x = Exchange(client, broker)
         await TOOLS[tool](x, text)
         await x.call(tool, **{text: text})
@@ -376,6 +454,15 @@ async def test_what_goes_over_the_pipe() -> None:
         assert_hidden(child.stderr + b"".join(child.lines).decode())
 
 
+def test_what_is_kept_of_a_deployment(tmp_path: Path) -> None:
+    """A backup has to be what was there, so it is kept as it is: only its owner can read it."""
+    backup = Backups(tmp_path / "backups").create("mqtt://h", "deploy", [Saved("route", "R", PASSWORD)])
+
+    path = tmp_path / "backups" / f"{backup.id}.json"
+    assert PASSWORD in json.loads(path.read_text("utf-8"))["entities"][0]["code"]
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "an argument that does not exist": ([f"--password={PASSWORD}"], {}),
     "a command that does not exist": ([TOKEN], {}),
@@ -390,6 +477,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
             "MQTT_CLIENT_ID": TOKEN,
         },
     ),
+    "backups": (["backups", "list"], {}),
+    "backups, an id that is none": (["backups", "restore", TOKEN], {"MQTT_PASSWORD": PASSWORD}),
     "demo": (["demo", "--broker", f"mqtt://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:9"], {}),
     "demo, a broker that is none": (["demo", "--broker", f"{TOKEN}:{PASSWORD}"], {"MQTT_PASSWORD": PASSWORD}),
 }

@@ -961,7 +961,7 @@ def test_what_an_issuer_marked_goes_and_a_longer_word_stays(start: str, body: st
 
 
 @pytest.mark.parametrize("row", CREDENTIALS, ids=lambda row: row.name)
-@pytest.mark.parametrize("around", ["§", "x §, y", '"§"', "k=§&x", "a\\n§\\n", "a%20§", "(§)", "é§", "<§>"])
+@pytest.mark.parametrize("around", ["§", "x §, y", '"§"', "k=§&x", "a\\n§\\n", "a%20§", "(§)", "é§", "<§>", "-§", "+§"])
 def test_a_credential_goes_wherever_it_stands(row: Pattern, around: str) -> None:
     assert sanitize(filled(around, row.hit)) == filled(around, MARKER)
     assert hide_secrets(filled(around, row.hit)) == filled(around, MARKER)

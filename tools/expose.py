@@ -55,7 +55,14 @@ def expose(method: Callable[..., Awaitable[BaseModel]], title: str, hints: ToolA
         try:
             answer = await method(*args, **kwargs)
         except BridgeError as exc:
-            raise ToolError(_fit_to_leave(str(exc))) from exc
+            failed = getattr(exc, "answer", None)
+            if failed is None:
+                raise ToolError(_fit_to_leave(str(exc))) from exc
+            return CallToolResult(
+                content=[TextContent(type="text", text=_fit_to_leave(str(exc)))],
+                structured_content=_all_fit_to_leave(failed.model_dump(mode="json")),
+                is_error=True,
+            )
         structured = _all_fit_to_leave(answer.model_dump(mode="json"))
         text = json.dumps(structured, ensure_ascii=False, separators=(",", ":"))
         return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=structured)
@@ -178,6 +185,7 @@ def outline(schema: dict[str, Any]) -> dict[str, Any]:
             return {"type": [kind(choice)["type"] for choice in node["anyOf"]]}
         if node.get("type") == "array":
             return {"type": "array", "items": kind(node["items"])}
-        return {"type": node.get("type", "object")}
+        known = node.keys() & {"type", "$ref", "allOf", "properties"}
+        return {"type": node.get("type", "object")} if known else {}
 
     return {"type": "object", "properties": {name: kind(node) for name, node in schema["properties"].items()}}

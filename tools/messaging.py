@@ -16,6 +16,7 @@ from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel, Field
 
 from config import AccessMode, Bounds
+from coreflux import COMMAND_TOPIC
 from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError
 from inbox import Inbox, Message, Reading
 from mqtt_client import Broker
@@ -485,7 +486,7 @@ class Messaging:
 
         Acts on real devices. With retain=true it replaces the topic's kept value. Use mqtt_request to get a response.
         """
-        check_topic_name(topic)
+        _check_target(topic)
         data = self._encode(payload, encoding)
         properties = PublishProperties(
             content_type=_mqtt_text(content_type, "content_type"),
@@ -515,7 +516,7 @@ class Messaging:
         timeout_s: Timeout = 10,
     ) -> Responded:
         """Publish a request and return the response, matched by MQTT 5 correlation data."""
-        check_topic_name(topic)
+        _check_target(topic)
         data = self._encode(payload, "text")
         state = self._broker.state
         own_topic = not response_topic
@@ -723,3 +724,16 @@ def _number(payload: bytes) -> float | None:
 
 def _elapsed(started: float) -> float:
     return round(time.monotonic() - started, 3)
+
+
+def _check_target(topic: str) -> None:
+    """Check a topic to publish to; commands to a Coreflux broker go another way, where they are looked at.
+
+    Raises:
+        InputError: It is no topic name, or that of the command channel.
+    """
+    check_topic_name(topic)
+    if topic.lower() == COMMAND_TOPIC.lower():
+        raise InputError(
+            f"Commands are not published to {COMMAND_TOPIC} by hand: use the lot_ tools or coreflux_command."
+        )

@@ -12,6 +12,7 @@ from typing import Any, Final
 from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel, Field
 
+from backups import Backups
 from config import Config
 from errors import BrokerError
 from inbox import Message
@@ -118,9 +119,10 @@ class Status(BaseModel):
 class ServerStatus:
     """Say how the server and its connection are."""
 
-    def __init__(self, broker: Broker, config: Config, name: str, version: str) -> None:
+    def __init__(self, broker: Broker, config: Config, backups: Backups, name: str, version: str) -> None:
         self._broker = broker
         self._config = config
+        self._backups = backups
         self._name = name
         self._version = version
         self._started = time.monotonic()
@@ -153,6 +155,12 @@ class ServerStatus:
             advice.append(f"{len(inbox.subscriptions) - _SUBSCRIPTIONS_SHOWN} more subscriptions are not shown.")
         if self._config.broker.embedded:
             advice.append("This is the built-in development broker with a simulated plant: nothing here is real.")
+        for backup in await asyncio.to_thread(self._backups.unfinished, state.broker):
+            names = ", ".join(f"{each.kind} {each.name}" for each in backup.entities)
+            advice.append(
+                f"The change of {names} at {backup.created} did not end. What was there before is in backup "
+                f"{backup.id}; a person can put it back: python server.py backups restore {backup.id}"
+            )
         if inbox.dropped:
             advice.append(
                 f"{inbox.dropped} messages did not stay in the buffer: read more often, subscribe to less, "

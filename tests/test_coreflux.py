@@ -1,0 +1,379 @@
+"""The Coreflux command channel and deployments, against the development broker's Coreflux personality and others."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+import coreflux as module
+from backups import Backups
+from config import BrokerConfig
+from coreflux import Coreflux, check_command, check_name
+from deployment import Outcome, deploy, in_order, plan, put_back
+from errors import BrokerRefusedError, BrokerSilentError, InputError, NotCorefluxError
+from inbox import Inbox
+from lot import analyse
+from mqtt_client import MqttClient
+from simulator.coreflux import ACCOUNTS, Options
+from simulator.coreflux import Coreflux as Personality
+from simulator.faults import Fault, Wrong
+from tests.brokers import Embedded, Mosquitto
+from tests.wire import until
+
+pytestmark = pytest.mark.anyio
+
+BEAT = 'DEFINE ACTION Beat\nON EVERY 5 SECONDS DO\n    PUBLISH TOPIC "beat" WITH "x"'
+FASTER = BEAT.replace("5", "1")
+PUMP = 'DEFINE MODEL Pump COLLAPSED WITH TOPIC "pump/state"\n    ADD DOUBLE "flow" WITH TOPIC "pump/flow" AS TRIGGER'
+CLOSED = "DEFINE RULE Closed WITH PRIORITY 200 FOR Publish\n    DENY"
+OPEN = CLOSED.replace("DENY", "ALLOW")
+
+
+@asynccontextmanager
+async def connected(broker: Embedded | Mosquitto, user: str = "root", protocol: str = "5") -> AsyncIterator[MqttClient]:
+    config = BrokerConfig(
+        host=broker.host,
+        port=broker.port,
+        user=user or None,
+        password=SecretStr(ACCOUNTS[user].password) if user else None,
+        protocol="3.1.1" if protocol == "3.1.1" else "5",
+    )
+    async with MqttClient(config, Inbox(1000, 1 << 20)) as client:
+        await until(lambda: client.state.connected)
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take a shorter silence for the end of what the broker has to tell."""
+    monkeypatch.setattr(module, "_QUIET_S", 0.15)
+
+
+@pytest.fixture(params=["2.x", "1.x"])
+def personality(request: pytest.FixtureRequest) -> Personality:
+    return Personality(Options(dialect=request.param))
+
+
+@pytest.fixture
+async def channel(personality: Personality) -> AsyncIterator[Coreflux]:
+    with Embedded(personality=personality) as broker:
+        async with connected(broker) as client:
+            yield Coreflux(client, answer_timeout_s=3)
+
+
+class TestNames:
+    @pytest.mark.parametrize("name", ["Pump", "_x9", "A" * 255])
+    def test_an_identifier_is_a_name(self, name: str) -> None:
+        assert check_name("action", name) == name
+
+    @pytest.mark.parametrize(
+        "name",
+        ["", "9x", "a b", 'a"', "a\n-removeAllRoutes", "a -requestId x", "-x", "ä", "a;b", "a/b", "A" * 256, "a\0"],
+    )
+    def test_nothing_else_is(self, name: str) -> None:
+        with pytest.raises(InputError, match="is no name"):
+            check_name("action", name)
+
+    @pytest.mark.parametrize(
+        ("command", "says"),
+        [
+            ("", "no command"),
+            ("listRoutes", "no command"),
+            ("- listRoutes", "no command"),
+            ("-listRoutes -requestId mine", "no request id"),
+            ("--list-routes --REQUEST-ID mine", "no request id"),
+            ("-removeAllRoutes", "a person"),
+            ("--remove-all-routes", "a person"),
+            ("-REMOVEUSER bob", "a person"),
+        ],
+    )
+    def test_what_is_no_command_or_not_for_an_assistant_is_refused(self, command: str, says: str) -> None:
+        with pytest.raises(InputError, match=says):
+            check_command(command)
+
+
+class TestChannel:
+    async def test_a_command_has_its_reply(self, channel: Coreflux, personality: Personality) -> None:
+        added = await channel.add("-addAction", BEAT)
+        removed = await channel.remove("action", "Beat")
+
+        assert added.success, added
+        assert removed.success, removed
+        assert personality.entities() == {}
+
+    async def test_a_refusal_is_a_reply_with_its_place(self, channel: Coreflux) -> None:
+        reply = await channel.add("-addAction", BEAT.replace("ACTION Beat", 'ACTION "Beat"'))
+
+        assert not reply.success
+        assert reply.errors[0]["line"] == 1
+
+    async def test_a_command_without_a_reply_is_not_waited_for(self, channel: Coreflux) -> None:
+        assert (await channel.command("-updateData")).success
+
+    @pytest.mark.parametrize("wrong", [Wrong.FOREIGN_ID, Wrong.FOREIGN_NO_ID, Wrong.FOREIGN_COMMAND, Wrong.DUPLICATE])
+    async def test_what_others_are_told_is_not_taken_for_our_reply(
+        self, channel: Coreflux, personality: Personality, wrong: Wrong
+    ) -> None:
+        await channel.command("-listRoutes")
+        personality.inject(Fault(wrong, "AddAction"))
+
+        assert (await channel.add("-addAction", BEAT)).success
+        assert (await channel.remove("action", "Beat")).success
+
+    async def test_a_reply_that_does_not_come_is_not_made_up(
+        self, channel: Coreflux, personality: Personality, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "QUARANTINE_S", 0.3)
+        await channel.command("-listRoutes")
+        for wrong in (Wrong.NO_REPLY, Wrong.IGNORED, Wrong.TRUNCATED):
+            personality.inject(Fault(wrong, "AddAction"))
+            channel._answer_timeout_s = 0.3  # noqa: SLF001 - nobody wants to wait
+            with pytest.raises(BrokerSilentError, match="CommandCall"):
+                await channel.add("-addAction", BEAT)
+            channel._answer_timeout_s = 3  # noqa: SLF001
+            assert (await channel.command("-listRoutes")).success
+
+    async def test_a_late_reply_reaches_nobody(
+        self, channel: Coreflux, personality: Personality, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "QUARANTINE_S", 1.0)
+        await channel.command("-listRoutes")
+        personality.inject(Fault(Wrong.LATE, "AddAction", after_s=0.6), Fault(Wrong.FAILING, "AddAction"))
+        channel._answer_timeout_s = 0.2  # noqa: SLF001
+        with pytest.raises(BrokerSilentError):
+            await channel.add("-addAction", BEAT)
+        channel._answer_timeout_s = 3  # noqa: SLF001
+
+        assert (await channel.add("-addAction", BEAT)).success
+
+    async def test_commands_at_once_have_each_their_own_reply(self, channel: Coreflux) -> None:
+        names = [f"Beat{number}" for number in range(6)]
+        replies = await asyncio.gather(*(channel.add("-addAction", BEAT.replace("Beat", name)) for name in names))
+
+        assert all(reply.success for reply in replies)
+        for name, reply in zip(names, replies, strict=True):
+            assert name in reply.message
+
+
+class TestOtherSide:
+    async def test_replies_in_another_order_reach_their_callers(self) -> None:
+        personality = Personality(Options(dialect="2.x"))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client)
+                await channel.command("-listRoutes")
+                personality.inject(Fault(Wrong.HELD, "AddAction"))
+                first, second = await asyncio.gather(channel.add("-addAction", BEAT), channel.add("-addModel", PUMP))
+
+        assert "Beat" in first.message
+        assert "Pump" in second.message
+
+    async def test_a_stray_text_is_no_reply_of_a_new_broker(self) -> None:
+        personality = Personality(Options(dialect="2.x"))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client, answer_timeout_s=0.5)
+                await channel.command("-listRoutes")
+                personality.inject(Fault(Wrong.NOT_JSON, "AddAction", text="Action 'Beat' added successfully."))
+                with pytest.raises(BrokerSilentError):
+                    await channel.add("-addAction", BEAT)
+
+    @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+    async def test_a_login_that_may_not_read_replies_is_told(self, protocol: str) -> None:
+        with Embedded(personality=Personality()) as broker:
+            async with connected(broker, "operator", protocol) as client:
+                with pytest.raises(BrokerRefusedError, match="may not read the replies"):
+                    await Coreflux(client).command("-listRoutes")
+
+    async def test_a_command_dropped_in_silence_is_told(self) -> None:
+        personality = Personality()
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                personality.inject(Fault(Wrong.IGNORED, times=None))
+                with pytest.raises(BrokerSilentError, match="drops commands"):
+                    await Coreflux(client, answer_timeout_s=0.5).command("-listRoutes")
+
+    @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+    async def test_a_broker_of_another_make_is_told_at_once(self, mosquitto: Mosquitto, protocol: str) -> None:
+        async with connected(mosquitto, "", protocol) as client:
+            started = time.monotonic()
+            with pytest.raises(NotCorefluxError, match="mosquitto"):
+                await Coreflux(client).command("-listRoutes")
+
+        assert time.monotonic() - started < 3
+
+    async def test_a_broker_without_a_word_about_itself_is_told(self, embedded: Embedded) -> None:
+        async with connected(embedded, "") as client:
+            with pytest.raises((NotCorefluxError, BrokerSilentError), match="Coreflux broker"):
+                await Coreflux(client, answer_timeout_s=0.5).command("-listRoutes")
+
+
+class TestEntities:
+    @pytest.mark.parametrize("retained", [True, False])
+    async def test_entities_are_found_whatever_the_retain_bit_says(self, retained: bool) -> None:
+        with Embedded(personality=Personality(Options(retained=retained))) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client)
+                await channel.add("-addAction", BEAT)
+                await channel.add("-addModel", PUMP)
+                await sourced(channel, "Beat", BEAT)
+                picture = await channel.entities()
+
+        assert picture.complete
+        ours = {(each.kind, each.name): each.code for each in picture.entities if each.kind != "rule"}
+        assert ours == {("action", "Beat"): BEAT, ("model", "Pump"): PUMP}
+
+    async def test_what_was_removed_is_gone(self, channel: Coreflux) -> None:
+        await channel.add("-addAction", BEAT)
+        await sourced(channel, "Beat", BEAT)
+        await channel.remove("action", "Beat")
+        async with asyncio.timeout(5):
+            while any(each.name == "Beat" for each in (await channel.entities(["action"])).entities):
+                pass
+
+    async def test_a_login_that_may_not_look_is_told(self) -> None:
+        with Embedded(personality=Personality()) as broker:
+            async with connected(broker, "operator") as client:
+                with pytest.raises(BrokerRefusedError, match="Actions"):
+                    await Coreflux(client).entities()
+
+
+async def sourced(channel: Coreflux, name: str, code: str) -> None:
+    """Wait until the broker shows a source."""
+    async with asyncio.timeout(5):
+        while not any((e.name, e.code) == (name, code) for e in (await channel.entities()).entities):
+            pass
+
+
+async def run(channel: Coreflux, directory: Path, code: str) -> tuple[Outcome, Backups]:
+    """Plan and deploy."""
+    backups = Backups(directory)
+    definitions = analyse(code).definitions
+    picture = await channel.entities()
+    return await deploy(channel, backups, plan(definitions, picture), "mqtt://h"), backups
+
+
+class TestDeployment:
+    def test_what_others_need_goes_first(self) -> None:
+        code = (
+            "DEFINE ACTION Caller\nON START DO\n    CALL ACTION Callee WITH a = 1\n\n"
+            'DEFINE ACTION Callee\nINPUT a AS INT\nDO\n    SET "b" WITH {a}\n\n'
+            'DEFINE MODEL Child FROM Parent WITH TOPIC "c"\n\n'
+            'DEFINE MODEL Parent WITH TOPIC "p"\n    ADD DOUBLE "x" WITH TOPIC "x" AS TRIGGER'
+        )
+
+        assert [each.name for each in in_order(analyse(code).definitions)] == ["Parent", "Child", "Callee", "Caller"]
+
+    async def test_a_new_program_is_created_and_a_changed_one_replaced(
+        self, channel: Coreflux, personality: Personality, tmp_path: Path
+    ) -> None:
+        first, _ = await run(channel, tmp_path, f"{BEAT}\n\n{PUMP}\n")
+        picture = await channel.entities()
+        steps = plan(analyse(f"{FASTER}\n\n{PUMP}\n").definitions, picture)
+        second = await deploy(channel, Backups(tmp_path), steps, "mqtt://h")
+
+        assert not first.failure
+        assert [(step.definition.name, step.change) for step in steps] == [("Pump", "unchanged"), ("Beat", "replace")]
+        assert "-ON EVERY 5 SECONDS DO\n+ON EVERY 1 SECONDS DO" in steps[1].diff
+        assert [step.definition.name for step in second.applied] == ["Beat"]
+        assert personality.entities()[("Action", "Beat")] == FASTER
+
+    async def test_a_rule_is_replaced_by_removing_and_adding_it(
+        self, channel: Coreflux, personality: Personality, tmp_path: Path
+    ) -> None:
+        await run(channel, tmp_path, CLOSED)
+        outcome, _ = await run(channel, tmp_path, OPEN)
+
+        assert not outcome.failure
+        assert personality.entities()[("Rule", "Closed")] == OPEN
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            Fault(Wrong.FAILING, "AddRule"),
+            Fault(Wrong.FALSE_SUCCESS, "AddRule"),
+            Fault(Wrong.NEVER_APPEARS, "AddAction"),
+            Fault(Wrong.ERROR_TOPIC, "AddAction", text="division by zero"),
+        ],
+        ids=lambda fault: fault.wrong.name,
+    )
+    async def test_a_failure_puts_back_exactly_what_was_there(
+        self,
+        channel: Coreflux,
+        personality: Personality,
+        tmp_path: Path,
+        fault: Fault,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("deployment.APPEAR_TIMEOUT_S", 1.5)
+        await run(channel, tmp_path, f"{BEAT}\n\n{CLOSED}\n")
+        before = personality.entities()
+        personality.inject(fault)
+        outcome, backups = await run(channel, tmp_path, f"{FASTER}\n\n{PUMP}\n\n{OPEN}\n")
+
+        assert outcome.failure
+        assert outcome.rolled_back, outcome
+        assert personality.entities() == before
+        assert backups.all()[-1].state == "rolled back"
+
+    async def test_what_cannot_be_backed_up_is_not_deployed(
+        self, channel: Coreflux, personality: Personality, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+        with pytest.raises(Exception, match="nothing was changed"):
+            await run(channel, tmp_path / "file" / "backups", BEAT)
+
+        assert personality.entities() == {}
+
+    async def test_a_cancelled_deployment_puts_back_too(
+        self, channel: Coreflux, personality: Personality, tmp_path: Path
+    ) -> None:
+        personality.inject(Fault(Wrong.NEVER_APPEARS, "AddAction"))
+        deploying = asyncio.create_task(run(channel, tmp_path, BEAT))
+        await until(lambda: ("Action", "Beat") in personality.entities())
+        deploying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deploying
+
+        await until(lambda: personality.entities() == {})
+        await until(lambda: Backups(tmp_path).all()[-1].state == "rolled back")
+
+    async def test_what_a_killed_server_left_is_named_and_can_be_put_back(
+        self, channel: Coreflux, personality: Personality, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await run(channel, tmp_path, BEAT)
+        monkeypatch.setattr(Backups, "mark", lambda *_: None)  # a server that is killed writes nothing any more
+        await run(channel, tmp_path, FASTER)
+        backups = Backups(tmp_path)
+        (left,) = backups.unfinished("mqtt://h")
+        for saved in left.entities:
+            await put_back(channel, saved, "-addAction")
+
+        assert personality.entities() == {("Action", "Beat"): BEAT}
+        assert backups.unfinished("mqtt://elsewhere") == []
+
+
+class TestBackups:
+    def test_only_the_owner_reads_them(self, tmp_path: Path) -> None:
+        backup = Backups(tmp_path / "b").create("mqtt://h", "deploy", [])
+
+        assert (tmp_path / "b").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "b" / f"{backup.id}.json").stat().st_mode & 0o777 == 0o600
+
+    @pytest.mark.parametrize("name", ["../x", "20260101T000000000000Z-abcdef/../x", "", "x" * 300])
+    def test_a_name_cannot_lead_out_of_the_directory(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(Exception, match="no name of a backup"):
+            Backups(tmp_path).load(name)
+
+    def test_a_spoilt_file_is_told_and_hides_no_other(self, tmp_path: Path) -> None:
+        backups = Backups(tmp_path)
+        kept = backups.create("mqtt://h", "deploy", [])
+        (tmp_path / "20260101T000000000000Z-abcdef.json").write_text("{")
+
+        assert [each.id for each in backups.all()] == [kept.id]
+        with pytest.raises(Exception, match="cannot be read"):
+            backups.load("20260101T000000000000Z-abcdef")

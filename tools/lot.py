@@ -1,0 +1,414 @@
+"""The LoT tools: see, check, deploy, remove, run and diagnose what runs inside a Coreflux broker."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, Literal
+
+from mcp.server.mcpserver.tools import Tool
+from pydantic import BaseModel, Field
+
+from backups import Backups, Saved
+from config import AccessMode, Bounds
+from coreflux import ROOTS, Coreflux, Entity, Reply, check_name, find, named
+from deployment import Outcome, Step, deploy, plan
+from errors import BridgeError, BrokerError, BrokerRefusedError, InputError
+from inbox import Message
+from lot import Analysis, Problem, analyse
+from mqtt_client import Broker
+from sanitizer import hide_secrets
+from tools.answers import size_of, visible
+from tools.expose import DELETES, READS, WRITES, expose
+from topics import TopicFilter
+
+NOTHING_FOUND: Final = "no problem found locally; only the broker can say that it is right"
+
+_TRACE_S: Final = 3.0
+_DIFF_CHARS: Final = 4000
+_KEPT_PROBLEMS: Final = 100
+
+ShownKind = Literal["action", "model", "rule", "route", "panel", "theme"]
+Code = Annotated[str, Field(min_length=1, max_length=1 << 20, description="LoT, one definition or several")]
+Name = Annotated[str, Field(min_length=1, max_length=255)]
+
+
+class ShownEntity(BaseModel):
+    """An entity in a list."""
+
+    kind: str
+    name: str
+    description: str
+    status: str
+    error: str
+
+
+class Entities(BaseModel):
+    """Answer of lot_list."""
+
+    entities: list[ShownEntity]
+    complete: bool
+    omitted: int = Field(default=0, exclude_if=lambda value: not value)
+
+
+class Source(BaseModel):
+    """Answer of lot_show."""
+
+    code: str
+    description: str
+    error: str
+    truncated: bool = Field(default=False, exclude_if=lambda value: not value)
+
+
+class ShownDefinition(BaseModel):
+    """A definition in a text."""
+
+    kind: str
+    name: str
+    line: int
+
+
+class ShownProblem(BaseModel):
+    """Something that is wrong or unwise in a text."""
+
+    severity: str
+    line: int
+    column: int
+    rule: str
+    message: str
+    suggestion: str | None = Field(default=None, exclude_if=lambda value: value is None)
+
+
+class Checked(BaseModel):
+    """Answer of lot_check."""
+
+    definitions: list[ShownDefinition]
+    problems: list[ShownProblem]
+    verdict: str
+
+
+class PlannedStep(BaseModel):
+    """What deploying one definition changes."""
+
+    kind: str
+    name: str
+    change: str
+    diff: str
+
+
+class Deployed(BaseModel):
+    """Answer of lot_deploy."""
+
+    plan: list[PlannedStep]
+    applied: list[str]
+    rolled_back: bool
+    backup_id: str | None
+    problems: list[ShownProblem]
+
+
+class Removed(BaseModel):
+    """Answer of lot_remove."""
+
+    removed: bool
+    backup_id: str
+
+
+class Ran(BaseModel):
+    """Answer of lot_run_action and coreflux_command."""
+
+    success: bool
+    message: str
+    data: Any = None
+    errors: list[dict[str, Any]] = Field(default=[], exclude_if=lambda value: not value)
+    truncated: bool = Field(default=False, exclude_if=lambda value: not value)
+
+
+class Diagnosis(BaseModel):
+    """Answer of lot_diagnose."""
+
+    report: Any
+    error: str
+    trace: list[Any]
+    truncated: bool = Field(default=False, exclude_if=lambda value: not value)
+
+
+class DeploymentFailedError(BridgeError):
+    """A deployment did not come about; `answer` says the same as the text, in fields."""
+
+    def __init__(self, text: str, answer: Deployed) -> None:
+        super().__init__(text)
+        self.answer = answer
+
+
+class Lot:
+    """What a Coreflux broker runs, for an assistant."""
+
+    def __init__(self, broker: Broker, coreflux: Coreflux, backups: Backups, bounds: Bounds) -> None:
+        self._broker = broker
+        self._coreflux = coreflux
+        self._backups = backups
+        self._bounds = bounds
+        self._deploying = asyncio.Lock()
+
+    def tools(self, access: AccessMode) -> list[Tool]:
+        """List the tools that an access mode has."""
+        tools = [
+            expose(self.lot_list, "List entities", READS),
+            expose(self.lot_show, "Show an entity", READS),
+            expose(self.lot_check, "Check LoT", READS),
+            expose(self.lot_diagnose, "Diagnose an entity", READS),
+        ]
+        if access in ("write", "admin"):
+            tools += [
+                expose(self.lot_deploy, "Deploy LoT", WRITES),
+                expose(self.lot_run_action, "Run an action", WRITES),
+            ]
+        if access == "admin":
+            tools += [
+                expose(self.lot_remove, "Remove an entity", DELETES),
+                expose(self.coreflux_command, "Coreflux command", WRITES),
+            ]
+        return tools
+
+    async def lot_list(self, kind: ShownKind | None = None) -> Entities:
+        """List what runs in the Coreflux broker: actions, models, rules, routes, panels, themes."""
+        picture = await self._coreflux.entities([kind] if kind else tuple(ROOTS))
+        answer = Entities(entities=[_show(each) for each in picture.entities], complete=picture.complete)
+        while answer.entities and size_of(answer) > self._bounds.result_max_bytes:
+            keep = len(answer.entities) // 2
+            answer.omitted += len(answer.entities) - keep
+            del answer.entities[keep:]
+        return answer
+
+    async def lot_show(self, kind: ShownKind, name: Name) -> Source:
+        """Show the source of an entity, its description and its last error."""
+        check_name(kind, name)
+        entity = find(await self._coreflux.entities([kind]), kind, name)
+        answer = Source(code=entity.code, description=visible(entity.description), error=visible(entity.error))
+        room = self._bounds.result_max_bytes
+        if size_of(answer) > room:
+            answer.truncated = True
+            answer.code = _cut(answer.code, room // 2)
+            answer.description, answer.error = _cut(answer.description, room // 8), _cut(answer.error, room // 8)
+        return answer
+
+    async def lot_check(self, code: Code) -> Checked:
+        """Check LoT without a broker: every problem with line, column and correction. Use before lot_deploy."""
+        analysis = await asyncio.to_thread(analyse, hide_secrets(code))  # a message may quote a part of a line
+        return Checked(
+            definitions=[ShownDefinition(kind=d.kind, name=visible(d.name), line=d.line) for d in analysis.definitions],
+            problems=_show_problems(analysis.problems),
+            verdict=_verdict(analysis),
+        )
+
+    async def lot_deploy(self, code: Code, dry_run: bool = False) -> Deployed:
+        """Deploy LoT as one transaction: check, back up, apply in order, verify; on a failure all is put back.
+
+        dry_run=true only shows the plan: show it to the user first.
+        """
+        analysis = await asyncio.to_thread(analyse, code)
+        problems = (await self.lot_check(code)).problems
+        empty = Deployed(plan=[], applied=[], rolled_back=False, backup_id=None, problems=problems)
+        if not analysis.definitions:
+            raise DeploymentFailedError("There is no definition in the text: nothing was sent.", empty)
+        if analysis.errors:
+            raise DeploymentFailedError(f"{_verdict(analysis)}: nothing was sent. {_first(problems)}", empty)
+        keys = [(each.kind, each.name) for each in analysis.definitions]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise InputError(f"{' '.join(twice[0])} is defined twice: nothing was sent.")
+        async with self._deploying:
+            await self._coreflux.check()
+            kinds = dict.fromkeys(each.kind for each in analysis.definitions)
+            picture = await self._coreflux.entities([kind for kind in kinds if kind in ROOTS])
+            if not picture.complete:
+                raise BrokerError("What runs now could not be heard completely, so nothing was sent: try again.")
+            steps = plan(analysis.definitions, picture)
+            answer = empty.model_copy(update={"plan": [_show_step(step) for step in steps]})
+            if dry_run:
+                return answer
+            outcome = await deploy(self._coreflux, self._backups, steps, self._broker.state.broker)
+        answer.applied = [f"{step.definition.kind} {step.definition.name}" for step in outcome.applied]
+        answer.rolled_back, answer.backup_id = outcome.rolled_back, outcome.backup_id
+        if outcome.failure:
+            answer.problems += _broker_problems(outcome)
+            raise DeploymentFailedError(_failure(outcome), answer)
+        return answer
+
+    async def lot_remove(self, kind: ShownKind, name: Name) -> Removed:
+        """Remove an entity from the broker; its source is backed up first."""
+        check_name(kind, name)
+        async with self._deploying:
+            await self._coreflux.check()
+            code = find(await self._coreflux.entities([kind]), kind, name).code
+            saved = [Saved(kind, name, code)]
+            backup = await asyncio.to_thread(self._backups.create, self._broker.state.broker, "remove", saved)
+            reply = _succeeded(await self._coreflux.remove(kind, name), f"the removal of the {kind} {name}")
+            await asyncio.to_thread(self._backups.mark, backup, "applied")
+        return Removed(removed=reply.success, backup_id=backup.id)
+
+    async def lot_run_action(
+        self,
+        name: Name,
+        arguments: Annotated[
+            dict[str, Any] | None, Field(description="its INPUTs, or topic and payload of a message to simulate")
+        ] = None,
+    ) -> Ran:
+        """Run an action now. It acts on the plant as if it had been triggered."""
+        reply = await self._coreflux.run_action(name, arguments)
+        return self._fit(_succeeded(reply, f"to run {name}"))
+
+    async def lot_diagnose(self, kind: Literal["action", "model", "route", "rule"], name: Name) -> Diagnosis:
+        """Find out why an entity does not do what it should: the broker's report, its last error, its next runs."""
+        check_name(kind, name)
+        reply = await self._coreflux.command(f"-lotDiagnostic {kind} {name}")
+        entity = next((e for e in (await self._coreflux.entities([kind])).entities if e.name == name), None)
+        trace: list[Any] = []
+        if kind == "action":
+            trace = await self._trace(name)
+        answer = Diagnosis(
+            report=visible_data(reply.data or reply.message), error=visible(entity.error if entity else ""), trace=trace
+        )
+        while answer.trace and size_of(answer) > self._bounds.result_max_bytes:
+            answer.trace.pop()
+            answer.truncated = True
+        if size_of(answer) > self._bounds.result_max_bytes:
+            answer.report, answer.truncated = _cut(_text(answer.report), self._bounds.result_max_bytes // 2), True
+        return answer
+
+    async def coreflux_command(self, command: Annotated[str, Field(min_length=2, max_length=1 << 20)]) -> Ran:
+        """Give the broker one administration command, like -listRoutes. For LoT use the lot_ tools."""
+        return self._fit(_succeeded(await self._coreflux.command(command), named(command)))
+
+    async def _trace(self, name: str) -> list[Any]:
+        """Arm the trace of an action and hear what its next runs say, for a moment."""
+        heard: list[Any] = []
+
+        def hear(message: Message) -> None:
+            heard.append(visible_data(_parsed(message.payload.decode(errors="replace"))))
+
+        async with self._broker.listen(TopicFilter(f"{ROOTS['action']}/{name}/Trace"), hear):
+            armed = await self._coreflux.command(f"-actionTrace {name}")
+            if armed.success:
+                await asyncio.sleep(_TRACE_S)
+        return heard
+
+    def _fit(self, reply: Reply) -> Ran:
+        answer = Ran(
+            success=reply.success,
+            message=visible(reply.message),
+            data=visible_data(reply.data),
+            errors=[visible_data(dict(each)) for each in reply.errors],
+        )
+        if size_of(answer) > self._bounds.result_max_bytes:
+            answer.truncated = True
+            answer.data = _cut(_text(answer.data), self._bounds.result_max_bytes // 2)
+            answer.message = _cut(answer.message, self._bounds.result_max_bytes // 8)
+        return answer
+
+
+def _show(entity: Entity) -> ShownEntity:
+    status = entity.status or {}
+    connection = " ".join(str(status[key]) for key in ("connection", "health") if key in status)
+    return ShownEntity(
+        kind=entity.kind,
+        name=visible(entity.name),
+        description=visible(entity.description[:200]),
+        status=visible(connection[:100]),
+        error=visible(entity.error[:200]),
+    )
+
+
+def _show_problems(problems: Sequence[Problem]) -> list[ShownProblem]:
+    return [
+        ShownProblem(
+            severity=each.severity,
+            line=each.line,
+            column=each.column,
+            rule=each.rule,
+            message=visible(each.message),
+            suggestion=each.suggestion,
+        )
+        for each in sorted(problems, key=lambda each: each.severity)[:_KEPT_PROBLEMS]
+    ]
+
+
+def _broker_problems(outcome: Outcome) -> list[ShownProblem]:
+    """Show what the broker itself found wrong; its lines count from the definition's first."""
+    return [
+        ShownProblem(
+            severity="error",
+            line=_number(error.get("line")),
+            column=_number(error.get("column")),
+            rule="broker",
+            message=visible(str(error.get("message", ""))),
+        )
+        for error in outcome.errors
+    ]
+
+
+def _number(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _show_step(step: Step) -> PlannedStep:
+    return PlannedStep(
+        kind=step.definition.kind, name=step.definition.name, change=step.change, diff=_cut(step.diff, _DIFF_CHARS)
+    )
+
+
+def _verdict(analysis: Analysis) -> str:
+    errors = len(analysis.errors)
+    warnings = len(analysis.problems) - errors
+    if errors:
+        return f"{errors} error{'s' * (errors > 1)}, {warnings} warning{'s' * (warnings != 1)}"
+    return f"{NOTHING_FOUND}; {warnings} warning{'s' * (warnings != 1)}" if warnings else NOTHING_FOUND
+
+
+def _first(problems: Sequence[ShownProblem]) -> str:
+    return "; ".join(f"line {each.line}: {each.message}" for each in problems if each.severity == "error")[:1000]
+
+
+def _failure(outcome: Outcome) -> str:
+    if outcome.rolled_back:
+        end = f"Everything was put back as it was (backup {outcome.backup_id})."
+    else:
+        end = (
+            f"NOT everything could be put back: {'; '.join(outcome.left)}. A person can restore it: "
+            f"python server.py backups restore {outcome.backup_id}"
+        )
+    return f"The deployment failed. {outcome.failure} {end}"
+
+
+def _succeeded(reply: Reply, what: str) -> Reply:
+    """Turn a reply that says no into an error.
+
+    Raises:
+        BrokerRefusedError: It says no.
+    """
+    if not reply.success:
+        details = "; ".join(str(each.get("message", "")) for each in reply.errors)
+        raise BrokerRefusedError(f"The broker refused {what}: {reply.message} {details}".rstrip())
+    return reply
+
+
+def visible_data(value: Any) -> Any:
+    """Show invisible characters in every text of a value as escapes."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {visible(str(key)): visible_data(inner) for key, inner in value.items()}
+    return [visible_data(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _cut(text: str, chars: int) -> str:
+    return text if len(text) <= chars else f"{text[:chars]}…"
