@@ -40,7 +40,7 @@ def _row(kinds: str, rule: str, severity: Severity, pattern: str, message: str, 
 _CONDITION: Final = r"(?:\bIF\b(?:(?!\bTHEN\b).)*?|^UNTIL\b.*?)"
 
 IN_ANY_LINE: Final = (
-    _row("action model", "topic-position-zero", "error", r"(\bTOPIC\s+POSITION\s+)0+(?![\w.])",
+    _row("action model rule", "topic-position-zero", "error", r"(\bTOPIC\s+POSITION\s+)0+(?![\w.])",
          "TOPIC POSITION counts from 1: 0 is no position.", r"\g<1>1"),
     _row("model", "with-value", "error", r"(\bWITH\s+)VALUE\b(?!\s*[./*+-])\s*(?P<place>)",
          "WITH VALUE is refused: write the value directly after WITH.", r"\1"),
@@ -119,7 +119,7 @@ def findings(kind: Kind, shape: str, repair: bool) -> tuple[Finding, ...]:
     reading = read(kind, shape)
     if reading.tree or any(finding.severity == "error" for finding in found):
         return tuple(found)
-    if kind == "action" and re.match(r"(?:RETURN\s+)?OUTPUT\b.*,|RETURN\s+OUTPUT\b", shape):
+    if kind == "action" and re.match(r"(?:RETURN\s+)?OUTPUT\b.*,|RETURN\s+[^\W\d]", shape):
         fixed = None
         if _RETURN_LIST.match(shape):
             names = re.findall(r"\w+", shape.replace("RETURN", "").replace("OUTPUT", ""))
@@ -166,6 +166,9 @@ def _spelling(kind: Kind, shape: str, stopped: int, repair: bool) -> list[Findin
             told.append(Finding("warning", position - shift, rule, message, whole))
             shift += len(keyword) - len(word)
         return told
+    if every := re.search(r"\bON\s+EVERY\b", shape):
+        message = "ON EVERY takes a number and a unit, such as 5 SECONDS, or a day, AT and a time."
+        return [Finding("error", every.start(), "missing-unit", message)]
     first = re.match(r"[^\W\d]\w*", shape)
     if first and shape[:stopped].strip() in ("", first[0]) and first[0] not in keywords():
         return [Finding("warning", 0, "unknown-keyword", f"No line begins with {first[0][:40]} here.")]
