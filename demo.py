@@ -9,8 +9,10 @@ import os
 import secrets
 import sys
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -31,7 +33,7 @@ from simulator.plant import Plant
 TIMEOUT_S: Final = 55
 """The demo ends by itself within this time, whatever happens."""
 
-_SHOWN_CHARS: Final = 160
+_SHOWN_CHARS, _SHOWN_OF_AN_ARGUMENT = 160, 60
 _LOOKS, _BETWEEN_LOOKS_S = 10, 0.5
 """A slow machine, or a broker that has to be asked in MQTT 3.1.1, may take a while to be connected."""
 
@@ -45,7 +47,6 @@ class Demo:
     """The steps, and where they are told."""
 
     console: Screen
-    prefix: str
     client: Client
     step: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -66,19 +67,19 @@ class Demo:
             raise DemoError(f"{tool} failed: {text}")
         return answer
 
-    async def call_badly(self, tool: str, **arguments: Any) -> str:
-        """Call a tool that must refuse, and return its words.
+    async def call_badly(self, tool: str, **arguments: Any) -> tuple[str, dict[str, Any]]:
+        """Call a tool that must fail, and return its words and the answer that came with them.
 
         Raises:
             DemoError: It did not refuse.
         """
-        text, failed, _ = await self._call(tool, arguments)
+        text, failed, answer = await self._call(tool, arguments)
         if not failed:
-            raise DemoError(f"{tool} should have refused and answered {text}")
-        return text
+            raise DemoError(f"{tool} should have failed and answered {text}")
+        return text, answer
 
     async def _call(self, tool: str, arguments: dict[str, Any]) -> tuple[str, bool, dict[str, Any]]:
-        asked = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        asked = ", ".join(f"{name}={_cut(repr(value), _SHOWN_OF_AN_ARGUMENT)}" for name, value in arguments.items())
         self.console.print(f"   [cyan]{tool}[/cyan]({escape(asked)})")
         with self.console.status("waiting for the answer") as status:
 
@@ -92,8 +93,7 @@ class Demo:
 
     def tell(self, text: str) -> None:
         """Say what came back."""
-        text = text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + " ..."
-        self.console.print(f"   {escape(text)}", highlight=False)
+        self.console.print(f"   {escape(_cut(text, _SHOWN_CHARS))}", highlight=False)
 
     def check(self, claim: str, holds: object) -> None:
         """Say what must hold.
@@ -106,7 +106,12 @@ class Demo:
         self.console.print(f"   [green]OK[/green]  {escape(claim)}", highlight=False)
 
 
-async def _connected(demo: Demo) -> Literal["5", "3.1.1"]:
+async def connected(demo: Demo) -> Literal["5", "3.1.1"]:
+    """Show that the server is connected, and return the version of MQTT.
+
+    Raises:
+        DemoError: It is not.
+    """
     demo.say("Is the server connected?")
     status = await demo.call("server_status", check=True)
     for _ in range(_LOOKS):
@@ -125,8 +130,7 @@ async def _connected(demo: Demo) -> Literal["5", "3.1.1"]:
     return protocol
 
 
-async def _steps(demo: Demo, protocol: str) -> None:
-    plant = demo.prefix
+async def _steps(demo: Demo, plant: str, protocol: str) -> None:
     temperature, state = f"{plant}/line1/temperature", f"{plant}/line1/state"
 
     demo.say("Which topics are there?")
@@ -176,7 +180,7 @@ async def _steps(demo: Demo, protocol: str) -> None:
     demo.check("the device answered this request", response["response"]["payload"]["ok"])
 
     demo.say("A mistake: publish to a wildcard")
-    refusal = await demo.call_badly("mqtt_publish", topic=f"{plant}/+/set", payload="on")
+    refusal, _ = await demo.call_badly("mqtt_publish", topic=f"{plant}/+/set", payload="on")
     demo.tell(refusal)
     demo.check("it was refused with a reason, and nothing was sent", "wildcard" in refusal)
 
@@ -186,9 +190,9 @@ async def _steps(demo: Demo, protocol: str) -> None:
     demo.check(f"the subscription ended; it had received {ended['received']} messages", ended["received"])
 
 
-async def _nothing_left(demo: Demo) -> None:
+async def _nothing_left(demo: Demo, plant: str) -> None:
     demo.say("Nothing is left behind")
-    left = await demo.call("mqtt_topics", topic_filter=f"{demo.prefix}/#", listen_s=1)
+    left = await demo.call("mqtt_topics", topic_filter=f"{plant}/#", listen_s=1)
     demo.check("no retained message of the plant is left at the broker", not any(t["retained"] for t in left["topics"]))
 
 
@@ -221,23 +225,28 @@ def _own(address: str, env_file: Path) -> _Place:
     return _Place(config.broker, prefix, child_environment, ("--env-file", str(env_file)))
 
 
-async def _run(console: Screen, own: _Place | None) -> None:
+@asynccontextmanager
+async def served(console: Screen, environment: Mapping[str, str], *arguments: str) -> AsyncIterator[Demo]:
+    """Start the server as a child and give the steps a client of it; say at the end that all was well."""
+    console.print("Starting the MCP server as a child process, as an MCP client does ...")
+    server = StdioServerParameters(
+        command=sys.executable,
+        args=[str(Path(__file__).with_name("server.py")), *arguments],
+        env={**environment, "LOG_LEVEL": "WARNING"},
+    )
+    async with Client(server) as client:
+        demo = Demo(console, client)
+        yield demo
+    took_s = time.monotonic() - demo.started
+    console.print(f"\n[bold green]Everything was as it should be[/bold green] ({took_s:.0f} s).")
+
+
+async def _run(own: _Place | None, console: Screen) -> None:
     async with AsyncExitStack() as stack:
-        if own is None:
-            console.print("Starting the embedded development broker, for a small plant ...")
-            place = _embedded(await stack.enter_async_context(Broker()))
-        else:
-            console.print(f"On {own.broker.url} a small plant will live below {own.prefix}, for a minute.")
-            place = own
-        console.print("Starting the MCP server as a child process, as an MCP client does ...")
-        server = StdioServerParameters(
-            command=sys.executable,
-            args=[str(Path(__file__).with_name("server.py")), *place.arguments],
-            env=place.environment | {"LOG_LEVEL": "WARNING", "ACCESS_MODE": "write"},
-        )
-        client = await stack.enter_async_context(Client(server))
-        demo = Demo(console, place.prefix, client)
-        protocol = await _connected(demo)
+        place = own or _embedded(await stack.enter_async_context(Broker()))
+        settings = {**place.environment, "ACCESS_MODE": "write"}
+        demo = await stack.enter_async_context(served(console, settings, *place.arguments))
+        protocol = await connected(demo)
         broker = place.broker
         plant = Plant(
             broker.host,
@@ -249,19 +258,25 @@ async def _run(console: Screen, own: _Place | None) -> None:
             protocol=protocol,
         )
         async with running(plant):
-            await _steps(demo, protocol)
-        await _nothing_left(demo)
-    took_s = time.monotonic() - demo.started
-    console.print(f"\n[bold green]Everything was as it should be[/bold green] ({took_s:.0f} s).")
+            await _steps(demo, place.prefix, protocol)
+        await _nothing_left(demo, place.prefix)
 
 
 def run_demo(address: str | None, env_file: Path) -> int:
     """Run the demo on the embedded broker, or on the broker at `address`, and return the exit code."""
+    if address is None:
+        return present("Starting the embedded development broker, for a small plant ...", partial(_run, None))
+    own = _own(address, env_file)
+    return present(f"On {own.broker.url} a small plant will live below {own.prefix}, for a minute.", partial(_run, own))
+
+
+def present(beginning: str, show: Callable[[Screen], Awaitable[None]]) -> int:
+    """Show everything within the time there is, and return the exit code."""
     console = Screen(highlight=False, soft_wrap=True)
-    own = None if address is None else _own(address, env_file)
+    console.print(escape(beginning))
     failure = None
     try:
-        asyncio.run(asyncio.wait_for(_run(console, own), TIMEOUT_S))
+        asyncio.run(_in_time(show(console)))
     except* TimeoutError:
         failure = f"it did not end within {TIMEOUT_S} s"
     except* (BridgeError, OSError) as group:
@@ -270,6 +285,14 @@ def run_demo(address: str | None, env_file: Path) -> int:
         console.print(f"\n[bold red]Not as it should be:[/bold red] {escape(failure)}")
         return 1
     return 0
+
+
+async def _in_time(showing: Awaitable[None]) -> None:
+    await asyncio.wait_for(showing, TIMEOUT_S)
+
+
+def _cut(text: str, chars: int) -> str:
+    return text if len(text) <= chars else f"{text[:chars]} ..."
 
 
 def _first(error: BaseException) -> BaseException:

@@ -143,6 +143,8 @@ def serve(env_file: Path) -> int:
     logs.set_up(config.logs)
     for warning in config.warnings:
         logger.warning("%s", warning)
+    for backup in Backups(config.state_dir / "backups").unfinished(config.broker.url):
+        logger.warning("a change of %s did not end: see python server.py backups show %s", backup.created, backup.id)
     try:
         asyncio.run(serve_stdio(config, read))
     except* (BrokenPipeError, ConnectionResetError):
@@ -167,7 +169,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     demo = commands.add_parser("demo", help="show the whole path in a minute, on the embedded broker or on yours")
-    demo.add_argument("--broker", metavar="HOST:PORT", help="a broker of yours; login and TLS come from the settings")
+    where = demo.add_mutually_exclusive_group()
+    where.add_argument("--broker", metavar="HOST:PORT", help="a broker of yours; login and TLS come from the settings")
+    where.add_argument(
+        "--coreflux", action="store_true", help="deploy, break and roll back LoT on a simulated Coreflux"
+    )
     backups = commands.add_parser("backups", help="what was there before a deployment: list it, show it, put it back")
     backups.add_argument("act", choices=["list", "show", "restore"])
     backups.add_argument("id", nargs="?", help="the backup_id of a deployment or removal")
@@ -178,8 +184,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "demo":
             from demo import run_demo  # noqa: PLC0415 - only this command needs it
+            from demo_coreflux import run_demo_coreflux  # noqa: PLC0415
 
-            return run_demo(options.broker, options.env_file)
+            return run_demo_coreflux() if options.coreflux else run_demo(options.broker, options.env_file)
         if options.command == "backups":
             from restore import run_backups  # noqa: PLC0415 - only this command needs it
 

@@ -74,6 +74,28 @@ def test_it_works_on_a_broker_that_speaks_mqtt_3_1_1_only(tmp_path: Path) -> Non
     assert "MQTT 3.1.1" in done.stdout
 
 
+def test_it_shows_lot_on_the_coreflux_personality(tmp_path: Path) -> None:
+    """The settings are the person's own, and so is the folder: neither may matter, or be touched."""
+    done = run("--coreflux", MQTT_BROKER="example.invalid", ACCESS_MODE="read", XDG_STATE_HOME=str(tmp_path))
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Everything was as it should be" in done.stdout
+    for tool in ("server_status", "lot_check", "lot_deploy", "lot_list", "lot_run_action", "lot_show", "lot_remove"):
+        assert f"{tool}(" in done.stdout
+    assert "line 9, column 5: SET needs WITH" in done.stdout
+    assert "The deployment failed." in done.stdout
+    assert "it was rolled back" in done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_coreflux_personality_and_a_broker_of_ones_own_exclude_each_other() -> None:
+    done = run("--coreflux", "--broker", "127.0.0.1:1")
+
+    assert done.returncode == 2
+    assert "not allowed with" in done.stderr
+
+
 def test_a_broker_that_is_not_there_is_said_so_and_ends_badly() -> None:
     done = run("--broker", "127.0.0.1:1")
 

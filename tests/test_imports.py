@@ -43,8 +43,20 @@ OURS = {
     "client_config": {"config", "errors", "sanitizer"},
     "screen": {"sanitizer"},
     "demo": {"config", "errors", "mqtt_failures", "sanitizer", "screen", "simulator"},
+    "demo_coreflux": {"config", "demo", "screen", "simulator"},
     "server": BRIDGE
-    | {"backups", "coreflux", "restore", "logs", "rotation", "tools", "demo", "client_config", "simulator"},
+    | {
+        "backups",
+        "coreflux",
+        "restore",
+        "logs",
+        "rotation",
+        "tools",
+        "demo",
+        "demo_coreflux",
+        "client_config",
+        "simulator",
+    },
     "simulator": {"simulator"},
 }
 """What each file may import of ours; a folder's name stands for all that is in it."""
@@ -59,6 +71,9 @@ ONLY_IN = {
     "rich": {"demo", "screen"},
 }
 """The outside things of which only these files know."""
+
+DEMO = {"simulator", "demo", "demo_coreflux"}
+"""What only a demo, or a setting, has loaded."""
 
 PRINTS = {"demo", "client_config", "screen"}
 """Run by a person; everywhere else stdout belongs to the protocol."""
@@ -93,11 +108,11 @@ def test_every_file_and_every_row_has_its_counterpart() -> None:
     assert [file for file in FILES if file not in OURS and not file.startswith(("lot.", "simulator."))] == []
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if not is_in(file, {"simulator", "demo"})])
+@pytest.mark.parametrize("file", [file for file in FILES if not is_in(file, DEMO)])
 def test_a_start_without_the_simulator_does_not_load_it(file: str) -> None:
     at_the_top = [node for node in FILES[file].body if isinstance(node, ast.Import | ast.ImportFrom)]
 
-    assert not [name for node in at_the_top for name in imports(node) if is_in(name, {"simulator", "demo"})]
+    assert not [name for node in at_the_top for name in imports(node) if is_in(name, DEMO)]
 
 
 @pytest.mark.parametrize("file", FILES)

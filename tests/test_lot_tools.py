@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from mcp.client import Client
 
+from backups import Backups
 from config import BrokerConfig, Config
 from server import build_server
 from simulator.coreflux import ACCOUNTS, Options
@@ -17,7 +18,7 @@ from simulator.coreflux import Coreflux as Personality
 from simulator.faults import Fault, Wrong
 from tests.assistant import Assistant
 from tests.brokers import Embedded, Mosquitto
-from tests.child import COMMAND, settings
+from tests.child import COMMAND, Child, settings
 from tests.test_coreflux import BEAT, CLOSED, FASTER, OPEN, PUMP, connected
 
 pytestmark = pytest.mark.anyio
@@ -193,6 +194,15 @@ async def test_a_broker_of_another_make_is_told(mosquitto: Mosquitto, tmp_path: 
             ):
                 assert "no Coreflux" in await me.fail(tool, **arguments)
     assert not (tmp_path / "backups").exists()
+
+
+async def test_the_next_start_says_what_a_killed_server_left(tmp_path: Path) -> None:
+    backup = Backups(tmp_path / "coreflux-mcp" / "backups").create("mqtt://127.0.0.1:9", "deploy", [])
+    async with Child(settings(XDG_STATE_HOME=str(tmp_path), HOME=str(tmp_path))) as child:
+        advice = (await child.call("server_status"))["advice"]
+
+        assert f"backups show {backup.id}" in child.stderr
+        assert any(backup.id in each for each in advice)
 
 
 def run(broker: Embedded, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
