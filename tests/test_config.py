@@ -426,7 +426,7 @@ def test_the_embedded_broker_is_on_loopback_and_on_a_free_port_unless_one_is_set
         ("mqtt://broker", "MQTT_TRANSPORT", "tcp", "websockets"),
         ("ws://broker/a", "MQTT_WS_PATH", "/a", "/b"),
         ("mqtts://plant@broker", "MQTT_USER", "plant", "Plant"),
-        (f"mqtts://plant:{SECRET}@broker", "MQTT_PASSWORD", SECRET, f"other-{SECRET}"),
+        pytest.param(f"mqtts://plant:{SECRET}@broker", "MQTT_PASSWORD", SECRET, f"other-{SECRET}", id="password"),
         ("embedded", "MQTT_TRANSPORT", "tcp", "websockets"),
         ("embedded", "MQTT_USE_TLS", "false", "true"),
     ],
@@ -765,7 +765,7 @@ def test_a_file_that_cannot_be_read_stops_the_start(tmp_path: Path, name: str) -
         (None, KEY_PEM, None, "MQTT_CLIENT_KEY is set without MQTT_CLIENT_CERT"),
         (CERT_PEM, ENCRYPTED_KEY_PEM, None, "MQTT_CLIENT_KEY={key!r}: the private key is encrypted"),
         (CERT_PEM + ENCRYPTED_KEY_PEM, None, None, "MQTT_CLIENT_CERT={cert!r}: the private key is encrypted"),
-        (CERT_PEM, ENCRYPTED_KEY_PEM, SECRET, None),
+        pytest.param(CERT_PEM, ENCRYPTED_KEY_PEM, SECRET, None, id="encrypted key and its password"),
     ],
 )
 def test_a_client_certificate_and_its_key_belong_together(

@@ -234,7 +234,7 @@ def test_extras_are_redacted_value_by_value(logger: logging.Logger, value: Any, 
     assert vars(keeping.records[0])["context"] == expected
 
 
-@pytest.mark.parametrize("value", [SECRET, SECRET.encode(), 12345678])
+@pytest.mark.parametrize("value", [SECRET, SECRET.encode(), 12345678], ids=["text", "bytes", "number"])
 def test_an_extra_that_is_named_after_a_secret_is_redacted(logger: logging.Logger, value: object) -> None:
     stream = protected(logger, "%(message)s %(mqtt_password)s")
 

@@ -76,7 +76,7 @@ class TestStart:
             answer = json.loads(process.stdout.readline())
             process.stdin.close()
 
-        assert len(answer["result"]["tools"]) == 9
+        assert len(answer["result"]["tools"]) == 15
         assert process.returncode == 0
 
     def test_every_bad_setting_is_named_and_stops_the_start(self) -> None:
