@@ -8,9 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Self
 
-from tests.brokers import Mosquitto
 from tests.documentation import ROOT
-from tests.wire import Wire
+from tests.wire import Listening
 
 COMMAND = [sys.executable, str(ROOT / "server.py"), "--env-file", os.devnull]
 
@@ -24,7 +23,7 @@ NOBODY_LISTENS = "127.0.0.1:9"
 HELLO = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "test", "version": "1"}}
 
 
-def settings(broker: Mosquitto | Wire | None = None, **more: str) -> dict[str, str]:
+def settings(broker: Listening | None = None, **more: str) -> dict[str, str]:
     """Make an environment for the child with nothing in it of whoever runs the tests."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
     return kept | {"MQTT_BROKER": f"{broker.host}:{broker.port}" if broker else NOBODY_LISTENS} | more

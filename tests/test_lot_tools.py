@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.assistant import Assistant
 from tests.brokers import Embedded, Mosquitto
 from tests.child import COMMAND, Child, settings
 from tests.test_coreflux import BEAT, CLOSED, FASTER, OPEN, PUMP, connected
+from tests.wire import until
 
 pytestmark = pytest.mark.anyio
 
@@ -217,6 +219,26 @@ def run(broker: Embedded, home: Path, *arguments: str) -> subprocess.CompletedPr
     return subprocess.run(
         [*COMMAND, *arguments], env=environment, capture_output=True, text=True, check=False, timeout=60
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the folder is named by XDG_STATE_HOME")
+async def test_what_a_server_left_that_was_killed_in_a_deployment_can_be_restored(
+    broker: Embedded, personality: Personality, tmp_path: Path
+) -> None:
+    login = {"MQTT_USER": "root", "MQTT_PASSWORD": ACCOUNTS["root"].password}
+    environment = settings(broker, XDG_STATE_HOME=str(tmp_path), HOME=str(tmp_path), **login)
+    async with Child(environment) as child:
+        await child.call("lot_deploy", code=BEAT)
+        personality.inject(Fault(Wrong.NEVER_APPEARS, "AddAction"))
+        child.start_call("lot_deploy", code=FASTER)
+        await until(lambda: personality.entities() == {("Action", "Beat"): FASTER})
+        child.signal(signal.SIGKILL)
+    async with Child(environment) as again:
+        (advice,) = [each for each in (await again.call("server_status"))["advice"] if "did not end" in each]
+    restored = run(broker, tmp_path, *advice.rpartition("server.py ")[2].split())
+
+    assert restored.returncode == 0, restored
+    assert personality.entities() == {("Action", "Beat"): BEAT}
 
 
 @pytest.mark.skipif(os.name != "posix", reason="the folder is named by XDG_STATE_HOME")
