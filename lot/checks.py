@@ -211,7 +211,10 @@ def _trigger(entity: Entity, line: Line, trigger: "Branch") -> None:
         if not units and len(tokens) == 1:
             entity.tell("error", place, "missing-unit", "ON EVERY needs a unit, such as SECONDS.")
         elif units and not _UNITS.fullmatch(units[0]):
-            _unknown_word(entity, line, units[0], "unit of time", _UNITS)
+            if _UNITS.fullmatch(keyword_meant(units[0]) or ""):
+                _unknown_word(entity, line, units[0], "unit of time", _UNITS)
+            else:
+                entity.tell("error", _at(line, units[0]), "missing-unit", f"{units[0][:40]} is no unit of time.")
     elif trigger.data == "on_day" and not _DAYS.fullmatch(tokens[0]):
         _unknown_word(entity, line, tokens[0], "day", _DAYS)
 

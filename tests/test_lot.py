@@ -366,6 +366,9 @@ MISTAKES = [
     ('DEFINE ACTION A\nON TOPIC "t"\n    PUBLISH TOPIC "a" WITH 1', (E, "missing-do", 2, 1), 'ON TOPIC "t" DO'),
     ('DEFINE ACTION A\nINPUT x AS INT\n    PUBLISH TOPIC "a" WITH {x}', (E, "missing-do", 2, 1), None),
     ('DEFINE ACTION A\nON EVERY 5 DO\n    PUBLISH TOPIC "a" WITH 1', (E, "missing-unit", 2, 10), None),
+    ('DEFINE ACTION A\nON EVERY 5 FORTNIGHTS DO\n    PUBLISH TOPIC "a" WITH 1', (E, "missing-unit", 2, 12), None),
+    ('DEFINE ACTION A\nON EVERY SECONDS DO\n    PUBLISH TOPIC "a" WITH 1', (E, "missing-unit", 2, 1), None),
+    ('DEFINE ACTION A\nON EVERY MONDAY DO\n    PUBLISH TOPIC "a" WITH 1', (E, "missing-unit", 2, 1), None),
     # 7
     ('DEFINE ACTION A\n    PUBLISH TOPIC "a" WITH 1', (E, "no-trigger", 1, 1), None),
     # 8
@@ -382,6 +385,8 @@ MISTAKES = [
     # 11
     (in_action('SET "x" WITH TOPIC POSITION 0'),
      (E, "topic-position-zero", 6, 18), '    SET "x" WITH TOPIC POSITION 1'),
+    ("DEFINE RULE R WITH PRIORITY 200 FOR Publish\n    IF CLIENTID IS TOPIC POSITION 0 THEN\n        ALLOW\n    ELSE\n        DENY",
+     (E, "topic-position-zero", 2, 20), "    IF CLIENTID IS TOPIC POSITION 1 THEN"),
     # 12
     (in_action('SET "x" WITH PAYLOAD', trigger="ON EVERY 5 SECONDS"), (W, "payload-without-message", 6, 18), None),
     (in_action('SET "x" WITH PAYLOAD', trigger="ON START"), (W, "payload-without-message", 6, 18), None),
@@ -397,6 +402,7 @@ MISTAKES = [
      (W, "defined-later", 6, 17), None),
     (in_action('CALL PYTHON "S.f" WITH () RETURN AS {x}') + "\n# Script Name: S", (W, "defined-later", 6, 17), None),
     # 16
+    ('DEFINE ACTION A\nINPUT a AS INT\nDO\n    SET "b" WITH {a}\nRETURN b, a', (E, "return-on-one-line", 5, 1), None),
     ('DEFINE ACTION A\nINPUT a AS INT\nDO\n    SET "b" WITH {a}\nRETURN OUTPUT b', (E, "return-on-one-line", 5, 1),
      "RETURN\n    OUTPUT b"),
     ('DEFINE ACTION A\nINPUT a AS INT\nDO\n    SET "b" WITH {a}\nRETURN\n    OUTPUT a, b',
