@@ -341,6 +341,12 @@ def test_the_examples_of_the_reference_have_no_problem() -> None:
 # Mistakes: the program, and all that is told of it
 
 E, W = "error", "warning"
+NO_POSITION = """DEFINE RULE R WITH PRIORITY 200 FOR Connect
+    IF CLIENTID IS TOPIC POSITION 0 THEN
+        ALLOW
+    ELSE
+        DENY"""
+
 MISTAKES = [
     # 1
     ('DEFINE ACTION A\nON START DO\n\tPUBLISH TOPIC "a" WITH 1',
@@ -385,8 +391,7 @@ MISTAKES = [
     # 11
     (in_action('SET "x" WITH TOPIC POSITION 0'),
      (E, "topic-position-zero", 6, 18), '    SET "x" WITH TOPIC POSITION 1'),
-    ("DEFINE RULE R WITH PRIORITY 200 FOR Publish\n    IF CLIENTID IS TOPIC POSITION 0 THEN\n        ALLOW\n    ELSE\n        DENY",
-     (E, "topic-position-zero", 2, 20), "    IF CLIENTID IS TOPIC POSITION 1 THEN"),
+    (NO_POSITION, (E, "topic-position-zero", 2, 20), "    IF CLIENTID IS TOPIC POSITION 1 THEN"),
     # 12
     (in_action('SET "x" WITH PAYLOAD', trigger="ON EVERY 5 SECONDS"), (W, "payload-without-message", 6, 18), None),
     (in_action('SET "x" WITH PAYLOAD', trigger="ON START"), (W, "payload-without-message", 6, 18), None),
