@@ -22,6 +22,7 @@ from typing import Any, Final, Literal
 from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError, NotCorefluxError
 from inbox import Message
 from lot import Kind
+from lot.report import VERBS
 from mqtt_client import Broker
 from mqtt_link import PublishProperties
 from topics import TopicFilter, shown
@@ -54,16 +55,6 @@ ROOTS: Final[Mapping[Kind, str]] = {
     "theme": "$SYS/Coreflux/VoT/Themes",
 }
 """Where the source of each kind of entity is to be read. Python scripts have no topic in 2.x [v2]."""
-
-REMOVE: Final[Mapping[Kind, str]] = {
-    "action": "-removeAction",
-    "model": "-removeModel",
-    "rule": "-removeRule",
-    "route": "-removeRoute",
-    "panel": "-removePanel",
-    "theme": "-removeTheme",
-    "python": "-removePython",
-}
 
 _SECRET_VERBS: Final = {"adduser", "changeuserpassword", "setsecret", "addproject", "addroute"}
 """Whose payload may carry a password, a secret or a URL with a token."""
@@ -193,7 +184,7 @@ class Coreflux:
 
     async def remove(self, kind: Kind, name: str) -> Reply:
         """Remove an entity; raises what `command` raises."""
-        return await self.command(f"{REMOVE[kind]} {_argument(check_name(kind, name))}")
+        return await self.command(f"{VERBS[kind].replace('-add', '-remove')} {_argument(check_name(kind, name))}")
 
     async def add(self, verb: str, code: str) -> Reply:
         """Deploy one definition with the verb of its kind; raises what `command` raises."""
@@ -224,7 +215,6 @@ class Coreflux:
         """
         await self._check_for_coreflux()
         found: dict[tuple[Kind, str], Entity] = {}
-        removed: set[tuple[Kind, str]] = set()
         heard_at = started = time.monotonic()
 
         def hear(message: Message) -> None:
@@ -235,10 +225,8 @@ class Coreflux:
                 return
             kind, name, part = place
             if part == "" and not message.payload:  # removed; the retain bit says nothing (it may be missing)
-                removed.add((kind, name))
                 found.pop((kind, name), None)
                 return
-            removed.discard((kind, name))
             _note(found.setdefault((kind, name), Entity(kind, name)), part, message.payload.decode(errors="replace"))
 
         async with contextlib.AsyncExitStack() as stack:

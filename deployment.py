@@ -11,6 +11,7 @@ from backups import Backup, Backups, Saved
 from coreflux import Coreflux, Entity, Picture, Reply
 from errors import BridgeError
 from lot import Definition, Kind
+from lot.report import VERBS
 
 APPEAR_TIMEOUT_S: Final = 10.0
 """How long an entity may take to show its new source; a few seconds are usual."""
@@ -37,6 +38,11 @@ class Step:
     change: Change
     before: str | None
     diff: str
+
+    @property
+    def saved(self) -> Saved:
+        """What was there before."""
+        return Saved(self.definition.kind, self.definition.name, self.before)
 
 
 @dataclass(slots=True)
@@ -132,8 +138,7 @@ async def deploy(coreflux: Coreflux, backups: Backups, steps: Sequence[Step], br
     steps = [step for step in steps if step.change != "unchanged"]
     if not steps:
         return outcome
-    saved = [Saved(step.definition.kind, step.definition.name, step.before) for step in steps]
-    backup = await asyncio.to_thread(backups.create, broker, "deploy", saved)
+    backup = await asyncio.to_thread(backups.create, broker, "deploy", [step.saved for step in steps])
     outcome.backup_id = backup.id
     touched: list[Step] = []
     try:
@@ -159,17 +164,16 @@ async def _put_back(
     coreflux: Coreflux, backups: Backups, backup: Backup, touched: Sequence[Step], outcome: Outcome
 ) -> None:
     for step in reversed(touched):
-        saved = Saved(step.definition.kind, step.definition.name, step.before)
         try:
-            await put_back(coreflux, saved, step.definition.verb)
+            await put_back(coreflux, step.saved)
         except BridgeError as exc:
-            outcome.left.append(f"{saved.kind} {saved.name}: {exc}")
+            outcome.left.append(f"{step.definition.kind} {step.definition.name}: {exc}")
     outcome.applied = []
     outcome.rolled_back = not outcome.left
     await asyncio.to_thread(backups.mark, backup, "rolled back" if outcome.rolled_back else "not rolled back")
 
 
-async def put_back(coreflux: Coreflux, saved: Saved, verb: str) -> None:
+async def put_back(coreflux: Coreflux, saved: Saved) -> None:
     """Make an entity what it was: its old source, or gone.
 
     Raises:
@@ -185,7 +189,7 @@ async def put_back(coreflux: Coreflux, saved: Saved, verb: str) -> None:
         return
     if saved.kind == "rule":
         await coreflux.remove("rule", saved.name)
-    reply = await coreflux.add(verb, saved.code)
+    reply = await coreflux.add(VERBS[saved.kind], saved.code)
     if not reply.success:
         raise StepFailedError(f"its old source was refused: {reply.message}", reply)
     await _await_source(coreflux, saved.kind, saved.name, saved.code)

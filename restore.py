@@ -8,7 +8,6 @@ from coreflux import Coreflux
 from deployment import put_back
 from errors import BridgeError, InputError
 from inbox import Inbox
-from lot.report import VERBS
 from mqtt_client import MqttClient
 from screen import Screen
 
@@ -59,7 +58,7 @@ async def _restore(screen: Screen, backups: Backups, backup: Backup, config: Con
         coreflux = Coreflux(broker)
         for each in reversed(backup.entities):
             try:
-                await put_back(coreflux, each, VERBS[each.kind])
+                await put_back(coreflux, each)
             except BridgeError as exc:
                 left += 1
                 screen.print(f"NOT restored: {each.kind} {each.name}: {exc}")

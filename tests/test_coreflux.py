@@ -351,7 +351,7 @@ class TestDeployment:
         backups = Backups(tmp_path)
         (left,) = backups.unfinished("mqtt://h")
         for saved in left.entities:
-            await put_back(channel, saved, "-addAction")
+            await put_back(channel, saved)
 
         assert personality.entities() == {("Action", "Beat"): BEAT}
         assert backups.unfinished("mqtt://elsewhere") == []

@@ -206,7 +206,8 @@ class Lot:
         dry_run=true only shows the plan: show it to the user first.
         """
         analysis = await asyncio.to_thread(analyse, code)
-        problems = (await self.lot_check(code)).problems
+        clean = hide_secrets(code) == code
+        problems = _show_problems(analysis.problems) if clean else (await self.lot_check(code)).problems
         empty = Deployed(plan=[], applied=[], rolled_back=False, backup_id=None, problems=problems)
         if not analysis.definitions:
             raise DeploymentFailedError("There is no definition in the text: nothing was sent.", empty)
