@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError, NotCorefluxError
+from identity import Identity
 from inbox import Message
 from lot import Kind
 from lot.report import VERBS
@@ -29,7 +30,6 @@ from topics import TopicFilter, shown
 
 COMMAND_TOPIC: Final = "$SYS/Coreflux/Command"
 OUTPUT_TOPIC: Final = "$SYS/Coreflux/Command/Output"
-VERSION_TOPIC: Final = "$SYS/Coreflux/Version"
 
 ANSWER_TIMEOUT_S: Final = 10.0
 """How long a reply may take; the vendor's own older server waits as long."""
@@ -37,7 +37,6 @@ ANSWER_TIMEOUT_S: Final = 10.0
 QUARANTINE_S: Final = 5.0
 """How long after a command without a reply nothing is sent to a broker that cannot say whose a reply is."""
 
-_VERSION_WAIT_S: Final = 1.0
 _JUNK_S: Final = 0.5
 """How much later than a stray text the JSON reply of a 2.x broker may come."""
 _QUIET_S: Final = 0.5
@@ -155,12 +154,11 @@ class Coreflux:
     """The command channel of one broker."""
 
     def __init__(self, broker: Broker, answer_timeout_s: float = ANSWER_TIMEOUT_S) -> None:
+        self.identity = Identity(broker)
         self._broker = broker
         self._answer_timeout_s = answer_timeout_s
         self._known: tuple[int, Dialect] | None = None
         """The number of the connection on which the dialect was found out, and what it is."""
-        self._checked = 0
-        """The number of the connection on which the broker was last seen not to be another one."""
         self._one_at_a_time = asyncio.Lock()
         self._quarantine_until = 0.0
 
@@ -256,29 +254,9 @@ class Coreflux:
 
     async def _check_for_coreflux(self) -> None:
         """Refuse a broker that says to be another one; not every login may read what a Coreflux broker says."""
-        await self._broker.probe()  # raises when there is no connection, and counts one that has just come
-        connection = self._broker.state.connections
-        if self._checked == connection:
-            return
-        said = {VERSION_TOPIC: "", "$SYS/broker/version": ""}
-        told = asyncio.Event()
-
-        def hear(message: Message) -> None:
-            said[message.topic] = message.payload.decode(errors="replace")[:80]
-            told.set()
-
-        async with contextlib.AsyncExitStack() as stack:
-            for topic in said:
-                with contextlib.suppress(BrokerRefusedError):
-                    await stack.enter_async_context(self._broker.listen(TopicFilter(topic), hear))
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_VERSION_WAIT_S):
-                    await told.wait()
-        if said["$SYS/broker/version"] and not said[VERSION_TOPIC]:
-            raise NotCorefluxError(
-                f"This broker is {shown(said['$SYS/broker/version'])} and has no Coreflux command channel."
-            )
-        self._checked = connection
+        make = await self.identity.make()
+        if make.has_no_commands:
+            raise NotCorefluxError(f"This broker is {shown(make.version or '')} and has no Coreflux command channel.")
 
     async def _ask(self, command: str, dialect: Dialect) -> Reply:
         if dialect == "2.x":

@@ -55,10 +55,11 @@ logger = logging.getLogger(__name__)
 def build_server(config: Config, broker: Broker) -> MCPServer[None]:
     """Make the server with the tools that the access mode has, on a broker that somebody else opens and closes."""
     backups = Backups(config.state_dir / "backups")
+    coreflux = Coreflux(broker)
     tools = [
-        *ServerStatus(broker, config, backups, NAME, VERSION).tools(),
+        *ServerStatus(broker, coreflux.identity, config, backups, NAME, VERSION).tools(),
         *Messaging(broker, config.bounds).tools(config.access_mode),
-        *Lot(broker, Coreflux(broker), backups, config.bounds).tools(config.access_mode),
+        *Lot(broker, coreflux, backups, config.bounds).tools(config.access_mode),
     ]
     return MCPServer(
         NAME,

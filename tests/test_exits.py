@@ -377,7 +377,7 @@ TOOLS: dict[str, Callable[[Exchange, str], Awaitable[None]]] = {
 @pytest.mark.parametrize("tool", TOOLS)
 async def test_every_tool(tool: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Results, errors, progress, and the SDK's own words about wrong arguments."""
-    for name in ("coreflux._QUIET_S", "coreflux._VERSION_WAIT_S", "deployment.APPEAR_TIMEOUT_S", "tools.lot._TRACE_S"):
+    for name in ("coreflux._QUIET_S", "identity._WAIT_S", "deployment.APPEAR_TIMEOUT_S", "tools.lot._TRACE_S"):
         monkeypatch.setattr(name, 0.02)
     broker, text = FakeBroker(), HOSTILE[form]
     async with Client(build_server(Config(access_mode="admin", state_dir=tmp_path), broker)) as client:

@@ -1,11 +1,11 @@
 """The status tool: what is connected, since when, with what rights, and what to do when something is wrong."""
 
 import asyncio
+import contextlib
 import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,16 +14,12 @@ from pydantic import BaseModel, Field
 
 from backups import Backups
 from config import Config
-from errors import BrokerError
-from inbox import Message
+from errors import BridgeError, BrokerError
+from identity import Identity, Make
 from mqtt_client import Broker
 from tools.answers import ShownGap, instant, show_gaps, visible
 from tools.expose import READS, expose
-from topics import TopicFilter
 
-_VERSION_TOPICS: Final = {"mosquitto": "$SYS/broker/version", "coreflux": "$SYS/Coreflux/Version"}
-"""Where brokers say what they are: mosquitto(8) and the Coreflux documentation."""
-_VERSION_WAIT_S: Final = 0.3
 _FIRST_ATTEMPT_S: Final = 1.0
 _SUBSCRIPTIONS_SHOWN: Final = 50
 
@@ -119,15 +115,16 @@ class Status(BaseModel):
 class ServerStatus:
     """Say how the server and its connection are."""
 
-    def __init__(self, broker: Broker, config: Config, backups: Backups, name: str, version: str) -> None:
+    def __init__(
+        self, broker: Broker, identity: Identity, config: Config, backups: Backups, name: str, version: str
+    ) -> None:
         self._broker = broker
+        self._identity = identity
         self._config = config
         self._backups = backups
         self._name = name
         self._version = version
         self._started = time.monotonic()
-        self._identified = (0, BrokerFacts(kind="unknown", version=None))
-        """The number of the connection on which the broker was identified, and what it is."""
 
     def tools(self) -> list[Tool]:
         """List the tools."""
@@ -186,7 +183,7 @@ class ServerStatus:
                 gaps=show_gaps(inbox.gaps, self._config.bounds.result_max_bytes // 4),
                 round_trip_ms=round_trip_ms,
             ),
-            broker=await self._identify(),
+            broker=await self._identified(),
             subscriptions=[
                 SubscriptionFacts(
                     subscription_id=subscription.id,
@@ -211,35 +208,12 @@ class ServerStatus:
             advice=[visible(text) for text in advice],
         )
 
-    async def _identify(self) -> BrokerFacts:
-        """Ask the broker once a connection what it is; many do not tell, or not everyone."""
-        state = self._broker.state
-        if state.connected and self._identified[0] != state.connections:
-            connection = state.connections
-            found = BrokerFacts(kind="unknown", version=None)
-            told = asyncio.Event()
-
-            def hear(kind: str) -> Callable[[Message], None]:
-                def note(message: Message) -> None:
-                    found.version = visible(message.payload.decode(errors="replace")[:200])
-                    found.kind = kind if kind == "coreflux" or kind in found.version else "other"
-                    told.set()
-
-                return note
-
-            async def ask(kind: str, topic: str) -> None:
-                async with self._broker.listen(TopicFilter(topic), hear(kind)):
-                    await told.wait()
-
-            asking = [asyncio.create_task(ask(kind, topic)) for kind, topic in _VERSION_TOPICS.items()]
-            try:
-                await asyncio.wait(asking, timeout=_VERSION_WAIT_S, return_when=asyncio.FIRST_EXCEPTION)
-            finally:
-                for task in asking:
-                    task.cancel()
-                await asyncio.gather(*asking, return_exceptions=True)
-            self._identified = (connection, found)
-        return self._identified[1]
+    async def _identified(self) -> BrokerFacts:
+        make = Make()
+        if self._broker.state.connected:
+            with contextlib.suppress(BridgeError):
+                make = await self._identity.make()
+        return BrokerFacts(kind=make.kind, version=make.version and visible(make.version))
 
 
 def _rss_mb() -> float | None:
