@@ -227,6 +227,7 @@ class Config:
         bounds: Limits on memory and sizes.
         logs: Logging.
         access_mode: What the assistant may do.
+        action_tools: Whether each action of a Coreflux broker that runs on request is a tool of its own.
         warnings: Sentences about settings that work but should not stay so, for the log and `server_status`.
         state_dir: Where backups are kept: the platform's folder for the state of programs.
         files: What was read besides the environment, by the name of the setting it is for; a file may be missing.
@@ -236,6 +237,7 @@ class Config:
     bounds: Bounds = field(default_factory=Bounds)
     logs: Logs = field(default_factory=Logs)
     access_mode: AccessMode = "write"
+    action_tools: bool = False
     warnings: tuple[str, ...] = ()
     state_dir: Path = field(default_factory=lambda: user_state_path("coreflux-mcp", appauthor=False))
     files: Mapping[str, Path] = field(default_factory=dict, compare=False)
@@ -286,6 +288,7 @@ class Config:
             ),
             logs=Logs(level=settings.LOG_LEVEL, format=settings.LOG_FORMAT, file=settings.LOG_FILE),
             access_mode=settings.ACCESS_MODE,
+            action_tools=settings.ACTION_TOOLS,
             warnings=tuple(report.warnings),
             files=report.files | {name: path for name in _CERTIFICATES if (path := getattr(settings, name))},
         )
@@ -539,6 +542,7 @@ class _Settings(BaseSettings):
     MQTT_TLS_INSECURE: bool = Field(default=False, description=_FLAG)
 
     ACCESS_MODE: Annotated[AccessMode, _Lower] = Field("write", description="read, write or admin")
+    ACTION_TOOLS: bool = Field(default=False, description=_FLAG)
     # MQTT's largest packet has 268 435 455 bytes: 1 MiB is left for the topic and the properties.
     MAX_PAYLOAD_BYTES: _Size = _size_between(MIB, "1 B", "255 MiB")
 

@@ -14,12 +14,19 @@ import json
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
-from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError, NotCorefluxError
+from errors import (
+    BrokerError,
+    BrokerRefusedError,
+    BrokerSilentError,
+    InputError,
+    NoSuchEntityError,
+    NotCorefluxError,
+)
 from identity import Identity
 from inbox import Message
 from lot import Kind
@@ -42,6 +49,9 @@ _JUNK_S: Final = 0.5
 _QUIET_S: Final = 0.5
 """Entity topics come in one burst after SUBACK; so long a pause is its end."""
 _LONGEST_LOOK_S: Final = 5.0
+_MOST_FOLLOWED: Final = 1000
+_STILL_CONNECTED_S: Final = 1.0
+"""How often who follows looks whether the connection is still the same."""
 
 Dialect = Literal["2.x", "1.x"]
 
@@ -196,12 +206,15 @@ class Coreflux:
         A 1.x broker takes a name only [v1].
 
         Raises:
-            InputError: There are arguments and the broker cannot take any.
+            InputError: There are arguments and the broker cannot take any, or not these.
         """
         check_name("action", name)
         if arguments and await self._dialect() == "1.x":
             raise InputError("This broker is of the 1.x line, which runs actions without arguments.")
-        rest = f" {json.dumps(arguments, ensure_ascii=False)}" if arguments else ""
+        try:
+            rest = f" {json.dumps(arguments, ensure_ascii=False, allow_nan=False)}" if arguments else ""
+        except ValueError:
+            raise InputError("NaN and Infinity are no JSON, so an action cannot be given them.") from None
         return await self.command(f"-runAction {name}{rest}")
 
     async def entities(self, kinds: Iterable[Kind] = tuple(ROOTS)) -> Picture:
@@ -238,6 +251,45 @@ class Coreflux:
             quiet = time.monotonic() - heard_at >= _QUIET_S
         entities = sorted((each for each in found.values() if each.code), key=lambda each: (each.kind, each.name))
         return Picture(entities, complete=quiet and all(watch.connected_throughout for watch in watches))
+
+    async def follow(self, kind: Kind, tell: Callable[[Sequence[Entity]], Awaitable[None]]) -> None:
+        """Tell which entities of a kind there are, with source and description, by name: now and at each change.
+
+        Returns when the connection is lost; what changed meanwhile has to be looked at anew.
+
+        Raises:
+            BrokerRefusedError: The login may not read `$SYS/Coreflux`.
+            NotCorefluxError, BrokerOfflineError, BrokerSilentError: As their names say.
+        """
+        await self._check_for_coreflux()
+        found: dict[str, Entity] = {}
+        changed = asyncio.Event()
+
+        def hear(message: Message) -> None:
+            place = _place(message.topic)
+            if place is None or (place[1] not in found and len(found) >= _MOST_FOLLOWED):
+                return
+            before = found.get(place[1]) or Entity(kind, place[1])
+            after = replace(before)
+            _note(after, place[2], message.payload.decode(errors="replace"))
+            if after != before:
+                found[after.name] = after
+                changed.set()
+
+        connection = self._broker.state.connections
+        async with (
+            self._broker.listen(TopicFilter(f"{ROOTS[kind]}/+"), hear),
+            self._broker.listen(TopicFilter(f"{ROOTS[kind]}/+/Description"), hear),
+        ):
+            changed.set()
+            while self._broker.state.connected and self._broker.state.connections == connection:
+                if changed.is_set():
+                    await asyncio.sleep(_QUIET_S)  # changes come in bursts
+                    changed.clear()
+                    await tell([found[name] for name in sorted(found) if found[name].code])
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_STILL_CONNECTED_S):
+                        await changed.wait()
 
     # The channel.
 
@@ -420,10 +472,12 @@ def find(picture: Picture, kind: Kind, name: str) -> Entity:
     """Find one entity.
 
     Raises:
-        BrokerError: It is not there, or was not heard of.
+        NoSuchEntityError: It is not there.
+        BrokerError: It was not heard of, but not everything was.
     """
     for entity in picture.entities:
         if (entity.kind, entity.name) == (kind, name):
             return entity
-    sure = "" if picture.complete else " Not everything could be heard; try again."
-    raise BrokerError(f"There is no {kind} {shown(name)} in the broker.{sure}")
+    if picture.complete:
+        raise NoSuchEntityError(f"There is no {kind} {shown(name)} in the broker.")
+    raise BrokerError(f"No {kind} {shown(name)} was heard of, but not everything could be heard: try again.")

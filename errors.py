@@ -7,6 +7,7 @@
     * BrokerOfflineError     not connected: nothing was sent
     * BrokerRefusedError     the broker said no
     * NotCorefluxError       the broker has no Coreflux command channel
+    * NoSuchEntityError      the broker has no entity of that name
     * BrokerSilentError      the broker did not answer in time, or the connection broke: the outcome is not known
 
 Each text is written for the assistant or the operator: what happened, with what, and what would help.
@@ -39,6 +40,10 @@ class BrokerRefusedError(BrokerError):
 
 class NotCorefluxError(BrokerError):
     """The broker is none of Coreflux's, or gives this login no commands."""
+
+
+class NoSuchEntityError(BrokerError):
+    """Nothing of that kind and name runs in the broker."""
 
 
 class BrokerSilentError(BrokerError):

@@ -30,8 +30,10 @@ from coreflux import Coreflux
 from errors import BridgeError, ConfigError
 from inbox import Inbox
 from mqtt_client import Broker, MqttClient
+from resources import Resources
 from rotation import rotating
 from sanitizer import hide_secrets, make_sanitizer
+from tools.actions import ActionTools
 from tools.expose import last_look
 from tools.lot import Lot
 from tools.messaging import Messaging
@@ -56,21 +58,28 @@ def build_server(config: Config, broker: Broker) -> MCPServer[None]:
     """Make the server with the tools that the access mode has, on a broker that somebody else opens and closes."""
     backups = Backups(config.state_dir / "backups")
     coreflux = Coreflux(broker)
+    lot = Lot(broker, coreflux, backups, config.bounds)
+    actions = None
+    if config.action_tools and config.access_mode != "read":
+        actions = ActionTools(coreflux, lot.lot_run_action)
     tools = [
-        *ServerStatus(broker, coreflux.identity, config, backups, NAME, VERSION).tools(),
+        *ServerStatus(broker, coreflux.identity, config, backups, actions, NAME, VERSION).tools(),
         *Messaging(broker, config.bounds).tools(config.access_mode),
-        *Lot(broker, coreflux, backups, config.bounds).tools(config.access_mode),
+        *lot.tools(config.access_mode),
     ]
-    return MCPServer(
+    server: MCPServer[None] = MCPServer(
         NAME,
         title="Coreflux MQTT",
         version=VERSION,
         instructions=INSTRUCTIONS,
         tools=tools,
-        subscriptions=False,
-        middleware=[last_look],
+        lifespan=actions.current if actions else None,
+        subscriptions=actions.changes.bus if actions else False,
+        middleware=[last_look, actions.changes.middleware] if actions else [last_look],
         log_level="WARNING",
     )
+    Resources(coreflux, config).add_to(server)
+    return server
 
 
 @asynccontextmanager

@@ -7,6 +7,8 @@ import tomllib
 import pytest
 
 import server
+from lot import analyse
+from lot.report import VERBS
 from tests.documentation import README, ROOT, SNAPSHOT, readme, snapshot
 
 pytestmark = pytest.mark.anyio
@@ -33,6 +35,34 @@ def test_every_script_is_executable_and_named_in_the_readme() -> None:
     for script in (ROOT / "scripts").iterdir():
         assert script.stat().st_mode & stat.S_IXUSR, script
         assert f"scripts/{script.name}" in text or script.name == "venv", script
+
+
+LOT = [
+    pytest.param(fence[1], fence[2], id=f"{path.relative_to(ROOT)}:{text[: fence.start()].count(chr(10)) + 1}")
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("lot/reference/*.md")])
+    for text in [path.read_text(encoding="utf-8")]
+    for fence in re.finditer(r"^```(\S*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    if fence[1].startswith("lot") or "DEFINE " in fence[2]
+]
+
+
+@pytest.mark.parametrize(("info", "code"), LOT)
+def test_every_program_in_the_documents_is_what_it_is_shown_as(info: str, code: str) -> None:
+    found = analyse(code)
+
+    if info == "lot":
+        assert found.problems == ()
+        assert found.definitions
+    elif info == "lot-wrong":
+        assert found.problems
+    else:
+        assert re.search(r"<\w+>", code), "a program that nobody checks is called lot or lot-wrong"
+
+
+def test_there_is_a_page_for_each_construct() -> None:
+    pages = {path.stem for path in ROOT.glob("lot/reference/*.md")}
+
+    assert pages >= {*VERBS, "triggers", "statements", "expressions", "topics", "mistakes"}
 
 
 def test_every_claim_about_security_names_a_test_that_exists() -> None:

@@ -7,6 +7,7 @@ exit, or a new tool, without its entry fails.
 import ast
 import asyncio
 import base64
+import contextlib
 import json
 import os
 import subprocess
@@ -18,6 +19,8 @@ from urllib.parse import quote
 
 import pytest
 from mcp.client import Client
+from mcp.shared.exceptions import MCPError
+from mcp.types import ResourceTemplateReference
 
 import sanitizer
 from backups import Backups, Saved
@@ -398,13 +401,43 @@ async def schema_of(client: Client, tool: str) -> dict[str, Any]:
 async def test_every_tool_goes_through_the_test() -> None:
     async with Client(build_server(Config(access_mode="admin"), FakeBroker())) as client:
         assert {tool.name for tool in (await client.list_tools()).tools} == set(TOOLS)
-        capabilities = client.server_capabilities
-        # Resources and prompts are exits too; who adds them adds them here.
-        assert (await client.list_resources()).resources == []
-        assert (await client.list_resource_templates()).resource_templates == []
-        assert (await client.list_prompts()).prompts == []
-        assert capabilities.logging is None
-        assert capabilities.completions is None
+        assert client.server_capabilities.logging is None
+
+
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("form", HOSTILE)
+async def test_every_resource_and_prompt(form: str, era: Era, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tools that actions have, too."""
+    for name in ("coreflux._QUIET_S", "identity._WAIT_S"):
+        monkeypatch.setattr(name, 0.02)
+    broker, text, said = FakeBroker(), HOSTILE[form], []
+    broker.send("$SYS/Coreflux/Actions/Beat", f"DEFINE ACTION Beat\nDO\n{text}".encode(), retain=True)
+    broker.send("$SYS/Coreflux/Actions/Beat/Description", text.encode(), retain=True)
+    config = Config(access_mode="admin", action_tools=True)
+    async with Client(build_server(config, broker), mode=era) as client:
+        async with asyncio.timeout(10):
+            while len(tools := (await client.list_tools()).tools) == len(TOOLS):
+                await asyncio.sleep(0.01)
+        said.append(tools[-1].model_dump_json())
+        said.append((await client.call_tool("run_Beat", {text: text})).model_dump_json())
+        said.append((await client.read_resource("coreflux://action/Beat")).model_dump_json())
+        for prompt in (await client.list_prompts()).prompts:
+            arguments = {each.name: text for each in prompt.arguments or ()}
+            with contextlib.suppress(MCPError):
+                said.append((await client.get_prompt(prompt.name, arguments)).model_dump_json())
+        for uri in (f"coreflux://action/{quote(text)}", f"coreflux://{quote(text)}/Beat"):
+            with pytest.raises(MCPError) as raised:
+                await client.read_resource(uri)
+            said.append(f"{raised.value!r} {raised.value}")
+        template = ResourceTemplateReference(type="ref/resource", uri="coreflux://{kind}/{name}")
+        for argument in ("kind", "name"):
+            given = {"name": argument, "value": text}
+            completion = await client.complete(template, given, context_arguments={"kind": text})
+            said.append(completion.model_dump_json())
+
+    assert_hidden("\n".join(said))
+    assert all(MARKER in each for each in said[:3])
 
 
 @pytest.mark.usefixtures("known")

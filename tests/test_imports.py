@@ -38,9 +38,12 @@ OURS = {
     "tools.answers": {"inbox", "sanitizer"},
     "tools.conditions": {"errors", "inbox", "topics"},
     "tools.expose": {"errors", "sanitizer", "topics"},
+    "tools.changes": set(),
+    "tools.actions": {"coreflux", "errors", "lot", "tools.answers", "tools.changes", "tools.expose", "tools.lot"},
     "tools.lot": BRIDGE | {"backups", "coreflux", "deployment", "lot", "tools.answers", "tools.expose"},
     "tools.messaging": BRIDGE | {"coreflux", "tools.answers", "tools.conditions", "tools.expose"},
-    "tools.status": BRIDGE | {"backups", "identity", "tools.answers", "tools.expose"},
+    "tools.status": BRIDGE | {"backups", "identity", "tools.actions", "tools.answers", "tools.expose"},
+    "resources": {"config", "coreflux", "errors", "lot", "tools.answers", "topics"},
     "client_config": {"config", "errors", "sanitizer"},
     "screen": {"sanitizer"},
     "demo": {"config", "errors", "mqtt_failures", "sanitizer", "screen", "simulator"},
@@ -49,6 +52,7 @@ OURS = {
     | {
         "backups",
         "coreflux",
+        "resources",
         "restore",
         "logs",
         "rotation",
@@ -63,7 +67,7 @@ OURS = {
 """What each file may import of ours; a folder's name stands for all that is in it."""
 
 ONLY_IN = {
-    "mcp": {"demo", "server", "tools"},
+    "mcp": {"demo", "resources", "server", "tools"},
     "paho": {"mqtt_link", "simulator.plant"},
     "pydantic_settings": {"config"},
     "dotenv": {"config"},

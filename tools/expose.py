@@ -13,7 +13,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
 from mcp.shared.exceptions import MCPError
-from mcp.types import INTERNAL_ERROR, CallToolResult, TextContent, ToolAnnotations
+from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from errors import BridgeError
@@ -139,6 +139,9 @@ async def last_look(ctx: ServerRequestContext[Any, Any], call_next: CallNext) ->
     except ValidationError:
         raise  # the SDK says that the parameters are invalid, and no more
     except Exception as exc:
+        if ctx.method == "prompts/get" and isinstance(exc, ValueError):
+            # An unknown prompt, or arguments it does not take: the caller's mistake, which the SDK takes for ours.
+            raise MCPError(INVALID_PARAMS, _fit_to_leave(str(exc))) from exc
         # The SDK would tell a client of the older protocol what went wrong inside.
         logger.exception("%s failed", ctx.method)
         raise MCPError(INTERNAL_ERROR, "Internal server error") from exc

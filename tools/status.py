@@ -17,6 +17,7 @@ from config import Config
 from errors import BridgeError, BrokerError
 from identity import Identity, Make
 from mqtt_client import Broker
+from tools.actions import ActionTools
 from tools.answers import ShownGap, instant, show_gaps, visible
 from tools.expose import READS, expose
 
@@ -116,12 +117,20 @@ class ServerStatus:
     """Say how the server and its connection are."""
 
     def __init__(
-        self, broker: Broker, identity: Identity, config: Config, backups: Backups, name: str, version: str
+        self,
+        broker: Broker,
+        identity: Identity,
+        config: Config,
+        backups: Backups,
+        actions: ActionTools | None,
+        name: str,
+        version: str,
     ) -> None:
         self._broker = broker
         self._identity = identity
         self._config = config
         self._backups = backups
+        self._actions = actions
         self._name = name
         self._version = version
         self._started = time.monotonic()
@@ -158,6 +167,8 @@ class ServerStatus:
                 f"The change of {names} at {backup.created} did not end. What was there before is in backup "
                 f"{backup.id}; a person can put it back: python server.py backups restore {backup.id}"
             )
+        if self._actions:
+            advice += self._actions.advice()
         if inbox.dropped:
             advice.append(
                 f"{inbox.dropped} messages did not stay in the buffer: read more often, subscribe to less, "
