@@ -31,7 +31,7 @@ from identity import Identity
 from inbox import Message
 from lot import Kind
 from lot.report import VERBS
-from mqtt_client import Broker
+from mqtt_client import Broker, Watch
 from mqtt_link import PublishProperties
 from topics import TopicFilter, shown
 
@@ -242,7 +242,7 @@ class Coreflux:
 
         async with contextlib.AsyncExitStack() as stack:
             watches = [
-                await stack.enter_async_context(self._broker.listen(TopicFilter(f"{ROOTS[kind]}/#"), hear))
+                await stack.enter_async_context(self._listen(f"{ROOTS[kind]}/#", hear))
                 for kind in kinds
                 if kind in ROOTS
             ]
@@ -278,8 +278,8 @@ class Coreflux:
 
         connection = self._broker.state.connections
         async with (
-            self._broker.listen(TopicFilter(f"{ROOTS[kind]}/+"), hear),
-            self._broker.listen(TopicFilter(f"{ROOTS[kind]}/+/Description"), hear),
+            self._listen(f"{ROOTS[kind]}/+", hear),
+            self._listen(f"{ROOTS[kind]}/+/Description", hear),
         ):
             changed.set()
             while self._broker.state.connected and self._broker.state.connections == connection:
@@ -340,7 +340,7 @@ class Coreflux:
             elif dialect != "2.x" and (found := _read_sentence(text, command)):
                 loop.call_later(0 if dialect else _JUNK_S, take, found)
 
-        async with self._output(hear):
+        async with self._listen(OUTPUT_TOPIC, hear):
             await self._publish(f"{command} -requestId {request_id}" if request_id else command)
             if verb_of(command) in _NO_REPLY:
                 return Reply(success=True, message="Sent; this command has no reply.")
@@ -355,16 +355,18 @@ class Coreflux:
                 ) from None
 
     @asynccontextmanager
-    async def _output(self, hear: Callable[[Message], None]) -> AsyncIterator[None]:
+    async def _listen(self, topic_filter: str, hear: Callable[[Message], None]) -> AsyncIterator[Watch]:
+        """Hear what the broker tells of itself, which it does not tell every login."""
         try:
-            async with self._broker.listen(TopicFilter(OUTPUT_TOPIC), hear):
-                yield
+            async with self._broker.listen(TopicFilter(topic_filter), hear) as watch:
+                yield watch
         except BrokerRefusedError as exc:
-            if OUTPUT_TOPIC not in str(exc):
+            if topic_filter not in str(exc):
                 raise
-            raise BrokerRefusedError(
-                f"The login may not read the replies to commands: {exc} It needs administration rights in Coreflux."
-            ) from exc
+            what, right = ("what runs in the broker", "AllowedSystemConfiguration")
+            if topic_filter == OUTPUT_TOPIC:
+                what, right = ("the replies to commands", "AllowedSystemConfiguration or AllowedUserManagement")
+            raise BrokerRefusedError(f"The login may not read {what}: {exc} In Coreflux it needs {right}.") from exc
 
     async def _publish(self, command: str) -> None:
         try:

@@ -158,6 +158,15 @@ async def test_what_cannot_be_put_back_is_said(me: Assistant, personality: Perso
     assert any("did not end" in each for each in (await me.call("server_status"))["advice"])
 
 
+async def test_a_login_that_may_not_see_what_runs_deploys_nothing(broker: Embedded, personality: Personality) -> None:
+    async with connected(broker, "keeper") as client, Client(build_server(Config(access_mode="admin"), client)) as mcp:
+        words = await Assistant(mcp).fail("lot_deploy", code=BEAT)
+
+    assert "AllowedSystemConfiguration" in words
+    assert "nothing was sent" in words
+    assert personality.entities() == {}
+
+
 async def test_an_entity_that_is_not_there_is_an_error(me: Assistant) -> None:
     assert "no action" in await me.fail("lot_show", kind="action", name="Nobody")
     assert "no action" in await me.fail("lot_remove", kind="action", name="Nobody")

@@ -56,6 +56,8 @@ class Source(BaseModel):
     code: str
     description: str
     error: str
+    escaped: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Whether `code` has escapes in place of invisible characters."""
     truncated: bool = Field(default=False, exclude_if=lambda value: not value)
 
 
@@ -183,7 +185,13 @@ class Lot:
         """Show the source of an entity, its description and its last error."""
         check_name(kind, name)
         entity = find(await self._coreflux.entities([kind]), kind, name)
-        answer = Source(code=entity.code, description=visible(entity.description), error=visible(entity.error))
+        code = visible(entity.code)
+        answer = Source(
+            code=code,
+            description=visible(entity.description),
+            error=visible(entity.error),
+            escaped=code != entity.code,
+        )
         room = self._bounds.result_max_bytes
         if size_of(answer) > room:
             answer.truncated = True
@@ -219,7 +227,12 @@ class Lot:
         async with self._deploying:
             await self._coreflux.check()
             kinds = dict.fromkeys(each.kind for each in analysis.definitions)
-            picture = await self._coreflux.entities([kind for kind in kinds if kind in ROOTS])
+            try:
+                picture = await self._coreflux.entities([kind for kind in kinds if kind in ROOTS])
+            except BrokerRefusedError as exc:
+                raise BrokerRefusedError(
+                    f"{exc} Without that nothing can be backed up or verified: nothing was sent."
+                ) from exc
             if not picture.complete:
                 raise BrokerError("What runs now could not be heard completely, so nothing was sent: try again.")
             steps = plan(analysis.definitions, picture)
@@ -352,7 +365,10 @@ def _number(value: object) -> int:
 
 def _show_step(step: Step) -> PlannedStep:
     return PlannedStep(
-        kind=step.definition.kind, name=step.definition.name, change=step.change, diff=_cut(step.diff, _DIFF_CHARS)
+        kind=step.definition.kind,
+        name=step.definition.name,
+        change=step.change,
+        diff=_cut(visible(step.diff), _DIFF_CHARS),
     )
 
 
@@ -386,7 +402,7 @@ def _succeeded(reply: Reply, what: str) -> Reply:
         BrokerRefusedError: It says no.
     """
     if not reply.success:
-        details = "; ".join(str(each.get("message", "")) for each in reply.errors)
+        details = "; ".join(text for each in reply.errors if (text := str(each.get("message", ""))) != reply.message)
         raise BrokerRefusedError(f"The broker refused {what}: {reply.message} {details}".rstrip())
     return reply
 
