@@ -1,12 +1,14 @@
 """What an assistant can read and a person can start from: the LoT reference, deployed source, prompts, completion."""
 
 import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ResourceError, ResourceNotFoundError
-from mcp.server.mcpserver.prompts.base import Prompt
+from mcp.server.mcpserver.prompts.base import Prompt, PromptArgument
 from mcp.server.mcpserver.resources import TextResource
 from mcp.shared.exceptions import MCPError
 from mcp.types import (
@@ -67,9 +69,8 @@ class Resources:
                 )
             )
         server.resource(SOURCE, name="source", title="Source of an entity", mime_type="text/plain")(self.source)
-        for kind in _FOR:
-            server.add_prompt(self._write(kind))
-        server.add_prompt(Prompt.from_function(self.why_does_it_not_work, DIAGNOSIS, "Why does it not work?"))
+        for prompt in self._prompts():
+            server.add_prompt(prompt)
         server.completion()(self.complete)  # type: ignore[no-untyped-call]
 
     async def source(self, kind: str, name: str) -> str:
@@ -85,19 +86,36 @@ class Resources:
             raise ResourceError(f"The source has {size} bytes, more than RESULT_MAX_BYTES ({most}) allows.")
         return visible(entity.code)
 
-    def _write(self, kind: str) -> Prompt:
-        def write(task: str) -> str:
-            return "\n\n".join(
-                [
-                    f"Write a LoT {kind} for a Coreflux broker. What it is to do:\n\n{task}",
-                    self._steps(),
-                    "The reference of LoT that you need:",
-                    *(self._pages[page] for page in _FOR[kind]),
-                ]
+    def _prompts(self) -> Iterator[Prompt]:
+        # Made by hand: the SDK's models of their arguments take 3 ms each, and every start would pay for them.
+        for kind in _FOR:
+            yield Prompt(
+                name=f"write_{kind}",
+                title=f"Write a {kind}",
+                description=f"Write a LoT {kind}, check it, and deploy it only when you agree.",
+                arguments=[PromptArgument(name="task", description="What it is to do", required=True)],
+                fn=partial(self._write, kind),
             )
+        yield Prompt(
+            name=DIAGNOSIS,
+            title="Why does it not work?",
+            description="Find out why an action, a model, a rule or a route does not do what it should.",
+            arguments=[
+                PromptArgument(name="kind", description=", ".join(_FOR), required=True),
+                PromptArgument(name="name", description="As in lot_list", required=True),
+            ],
+            fn=_find_the_fault,
+        )
 
-        description = f"Write a LoT {kind}, check it, and deploy it only when you agree."
-        return Prompt.from_function(write, f"write_{kind}", f"Write a {kind}", description)
+    def _write(self, kind: str, task: str) -> str:
+        return "\n\n".join(
+            [
+                f"Write a LoT {kind} for a Coreflux broker. What it is to do:\n\n{task}",
+                self._steps(),
+                "The reference of LoT that you need:",
+                *(self._pages[page] for page in _FOR[kind]),
+            ]
+        )
 
     def _steps(self) -> str:
         last = (
@@ -111,21 +129,6 @@ class Resources:
             "2. Write it after the reference below, without comments.\n"
             "3. Give it to lot_check, and mend it until no problem is left.\n"
             f"4. {last}"
-        )
-
-    def why_does_it_not_work(self, kind: Literal["action", "model", "rule", "route"], name: str) -> str:
-        """Find out why an action, a model, a rule or a route does not do what it should."""
-        try:
-            check_name(kind, name)
-        except InputError as exc:
-            raise MCPError(INVALID_PARAMS, str(exc)) from exc
-        return (
-            f"Find out why the {kind} {name} in the Coreflux broker does not do what it should. Change nothing.\n"
-            "1. server_status with check=true: is the broker connected, and was it all the time?\n"
-            f"2. lot_show for the {kind} {name}: is it there, and has it an error? Give its source to lot_check.\n"
-            f"3. lot_diagnose for it.\n4. {_LOOK_AT[kind]}\n"
-            "5. Tell me what you saw, what you conclude from it, how sure that is, and the smallest change that would "
-            "mend it."
         )
 
     async def complete(
@@ -173,6 +176,20 @@ _LOOK_AT: Final = {
     "route": "lot_list the routes: is it connected, and healthy? Then mqtt_wait on the topics of its events, mappings "
     "and results. An event runs when something is published to its source topic, not when it is kept.",
 }
+
+
+def _find_the_fault(kind: str, name: str) -> str:
+    if kind not in _LOOK_AT:
+        raise MCPError(INVALID_PARAMS, f"There is no such kind: {', '.join(_LOOK_AT)} can be looked into.")
+    if not _is_name(_kind(kind), name):
+        raise MCPError(INVALID_PARAMS, f"{shown(name)} is no name of a {kind}.")
+    return (
+        f"Find out why the {kind} {name} in the Coreflux broker does not do what it should. Change nothing.\n"
+        "1. server_status with check=true: is the broker connected, and was it all the time?\n"
+        f"2. lot_show for the {kind} {name}: is it there, and has it an error? Give its source to lot_check.\n"
+        f"3. lot_diagnose for it.\n4. {_LOOK_AT[kind]}\n"
+        "5. Tell me what you saw, what you conclude, how sure that is, and the smallest change that would mend it."
+    )
 
 
 def _kind(text: str) -> Kind:
