@@ -25,7 +25,9 @@ _SCOPES: Final = re.compile(
     r"|ModelManagement(?:Creation|Remove)|ActionManagement(?:Creation|Remove|Run)|RouteManagement(?:Creation|Remove)"
     r"|LogManagement(?:Creation|Update|Remove|Read)|AssetManagement\w*"
 )
-_SECRET_KEYS: Final = re.compile(r"(?:\w*_)?(?:PASSWORD|PASS|API_?KEY|SECRET|TOKEN|SECRET_KEY|ACCESS_KEY)")
+_SECRET_KEYS: Final = re.compile(
+    r"(?:\w*_)?(?:PASS(?:WORD|WD|PHRASE)?|API_?KEY|SECRET|TOKEN|(?:SECRET|ACCESS|PRIVATE)_KEY)"
+)
 _RESERVED_PRIORITIES: Final = 100
 _HOLD_STATEMENTS: Final = {"define_action", "trigger_line", "do_line", "do", "if_line", "else_line", "case_line"}
 _STATEMENTS: Final = {
@@ -34,7 +36,6 @@ _STATEMENTS: Final = {
 }  # fmt: skip
 _TOPIC_PARTS: Final = ("string", "variable")
 _TEXTS: Final = ("string", "timestamp", "random_uuid")
-_VALUES: Final = ("number", "get_topic", "get_json", "group", "cast")
 _KNOWN_NAMES: Final = {
     "CLIENTID", "USER", "ENDPOINT", "CLEANSESSION", "DISCONNECTREASON", "SUBSCRIBETOPIC", "SUBSCRIBEQOS", "RESULT",
 }  # fmt: skip
@@ -42,13 +43,16 @@ _NO_PAYLOAD: Final = {"on_every": "timer", "on_day": "timer", "on_timestamp": "t
 _VARIABLE: Final = re.compile(r"\{\s*([^\W\d][\w.-]*)\s*\}")
 _PAYLOAD: Final = re.compile(r"\bPAYLOAD\b")
 _SEPARATORS: Final = ("/", "_", "-", ".", ":")
+_WRITTEN_OUT: Final = "The secret is written into the program: store it with -setSecret and read it with GET SECRET."
+_LONGEST_TOPIC: Final = 1000
+"""A text of more characters is treated as unknown, since texts put together from one another grow fast."""
 ANY_TEXT: Final = "\0"
 """Stands in a topic for what is only known when the program runs."""
 
 
-def examine(entity: Entity, lines: Iterable[Line], repair: bool) -> None:
-    """Read all lines of a definition into `entity`, with the problems in them."""
-    nodes = list(_nodes(entity, lines, repair))
+def examine(entity: Entity, lines: Iterable[Line], repairs: int) -> None:
+    """Read all lines of a definition into `entity`, with the problems in them, and repair some that are unreadable."""
+    nodes = list(_nodes(entity, lines, repairs))
     done = list(indented(entity, nodes))
     for node in done[:1]:
         if node.tree and entity.kind in ("action", "model", "rule", "route") and node.form.startswith("define_"):
@@ -61,9 +65,14 @@ def examine(entity: Entity, lines: Iterable[Line], repair: bool) -> None:
         _rule(entity, done)
     elif entity.kind == "route":
         _route(entity, done)
+    elif entity.kind == "panel":
+        for node in done:
+            if node.tree and node.form == "bind":
+                token = _tokens(node.tree)[1]
+                entity.listens.append((node.line.string(token), _at(node.line, token)))
 
 
-def _nodes(entity: Entity, lines: Iterable[Line], repair: bool) -> Iterator[Node]:
+def _nodes(entity: Entity, lines: Iterable[Line], repairs: int) -> Iterator[Node]:
     comments: list[Place] = []
     for line in lines:
         if line.comment:
@@ -76,7 +85,8 @@ def _nodes(entity: Entity, lines: Iterable[Line], repair: bool) -> Iterator[Node
             )
             continue
         tree = read(entity.kind, line.shape).tree
-        _tell_findings(entity, line, repair)
+        _tell_findings(entity, line, repair=entity.unreadable < repairs)
+        entity.unreadable += tree is None
         yield Node(line, tree, form_of(line, tree))
     if comments:
         message = "Brokers differ in the comments they accept: leave them out"
@@ -84,16 +94,16 @@ def _nodes(entity: Entity, lines: Iterable[Line], repair: bool) -> Iterator[Node
         entity.tell("warning", comments[0], "comment", message + more)
 
 
-def _tell_findings(entity: Entity, line: Line, repair: bool) -> None:
+def _tell_findings(entity: Entity, line: Line, *, repair: bool) -> None:
     for mark in line.marks:
         rule = "unbalanced-quote" if mark.character in "\"'" else "unbalanced-bracket"
         message = f"The {mark.character} has no other half."
         entity.tell("error", (mark.line, mark.column), rule, message)
-    if entity.kind == "panel" and not line.marks:
-        return  # its vocabulary is not known completely
     for finding in findings(entity.kind, line.shape, repair and not line.marks):
         if line.marks and finding.rule in ("unreadable", "unfinished", "unknown-keyword"):
             continue
+        if entity.kind == "panel" and not line.marks and finding.rule != "keyword-case":
+            continue  # its vocabulary is not known completely
         fixed = None
         if finding.fixed is not None and "\n" not in line.shape:
             fixed = "\n".join(line.indent + line.source(part) for part in finding.fixed.split("\n"))
@@ -151,7 +161,11 @@ def _action(entity: Entity, nodes: list[Node]) -> None:  # noqa: C901
         line, tree = node.line, node.tree
         used += [(match[1].split(".")[0], line.place(match.start())) for match in _VARIABLE.finditer(line.shape)]
         callable_ = callable_ or node.form == "input_line"
-        has_do = has_do or node.form == "do_line" or bool(re.match(r"(?:DEFINE|ON)\b.*\bDO\b", line.shape, re.DOTALL))
+        has_do = (
+            has_do
+            or node.form == "do_line"
+            or bool(re.match(r"(?:DEFINE|ON)\b.*(?:\bDO\b|\sdo$)", line.shape, re.DOTALL))
+        )
         known |= set(re.findall(r"\bINPUT\s+(\w+)", line.shape))
         if tree is None:
             last_trigger = node if node.form == "trigger_line" else last_trigger
@@ -163,18 +177,17 @@ def _action(entity: Entity, nodes: list[Node]) -> None:  # noqa: C901
             if trigger is not None:
                 _trigger(entity, line, trigger)
                 last_trigger = node
-        if node.form == "do_line" and (last_trigger or entity.trigger) and node.depth == 0 and last_trigger:
+        if node.form == "do_line" and node.depth == 0 and last_trigger and not last_trigger.line.shape.endswith("DO"):
             message = "DO on its own line is the old spelling: write it at the end of the trigger line."
-            if not re.search(r"\bDO$", last_trigger.line.shape):
-                entity.tell("warning", line.start, "old-spelling", message)
+            entity.tell("warning", line.start, "old-spelling", message)
         _expressions(entity, line, tree, types)
         for statement in _statements(tree):
             _statement(entity, node, statement, types, known)
         _check_place(entity, node)
-    if not entity.trigger and last_trigger is None and not callable_ and not has_do:
-        entity.tell("error", nodes[0].line.start, "no-trigger", "The action has no trigger, and neither INPUT nor DO.")
-    elif not has_do and (last_trigger or callable_):
+    if not has_do and (last_trigger or callable_):
         _missing_do(entity, nodes, last_trigger)
+    elif not has_do:
+        entity.tell("error", nodes[0].line.start, "no-trigger", "The action has no trigger, and neither INPUT nor DO.")
     for name, place in used:
         if name not in known:
             entity.tell("warning", place, "unknown-variable", f"{{{name[:60]}}} is never set in this action.")
@@ -203,15 +216,14 @@ def _trigger(entity: Entity, line: Line, trigger: "Branch") -> None:
     entity.trigger = str(trigger.data)
     tokens = _tokens(trigger)
     if trigger.data == "on_topic":
-        entity.listens.append(line.string(tokens[0]))
-        entity.reads.append((line.string(tokens[0]), _at(line, tokens[0])))
+        entity.listens.append((line.string(tokens[0]), _at(line, tokens[0])))
     elif trigger.data == "on_every":
         number, *units = [token for token in tokens if token.type != "STRING"]
         place = _at(line, number)
         if not units and len(tokens) == 1:
             entity.tell("error", place, "missing-unit", "ON EVERY needs a unit, such as SECONDS.")
         elif units and not _UNITS.fullmatch(units[0]):
-            if _UNITS.fullmatch(keyword_meant(units[0]) or ""):
+            if _UNITS.fullmatch(units[0].upper()):
                 _unknown_word(entity, line, units[0], "unit of time", _UNITS)
             else:
                 entity.tell("error", _at(line, units[0]), "missing-unit", f"{units[0][:40]} is no unit of time.")
@@ -223,7 +235,7 @@ def _unknown_word(entity: Entity, line: Line, token: "Token", what: str, known: 
     upper = token.upper()
     meant = upper if known.fullmatch(upper) else None
     start = token.start_pos or 0
-    fixed = line.source(line.shape[:start] + upper + line.shape[start + len(token) :]) if meant else None
+    fixed = line.indent + line.source(line.shape[:start] + upper + line.shape[start + len(token) :]) if meant else None
     rule = "keyword-case" if meant else "unknown-keyword"
     entity.tell(
         "warning",
@@ -260,17 +272,17 @@ def _statement(  # noqa: C901, PLR0912
     elif form == "set":
         name = _unquoted(line, tokens[0]).strip("{} ")
         types[name] = _type_of(trees[0], types)
+        entity.texts[name] = _text(trees[0], line, entity.texts)
         known.add(name)
-    elif form in ("publish", "keep"):
-        topic = template(trees[0], line)
-        if topic:
-            (entity.publishes if form == "publish" else entity.keeps).append((topic, _place_of(line, trees[0])))
-    elif form == "publish_model":
-        entity.needs.append((("model", _unquoted(line, tokens[0])), place))
-        if topic := template(trees[0], line):
-            entity.publishes.append((topic, _place_of(line, trees[0])))
+        if trees[0].data == "string" and entity.texts[name] and _SECRET_KEYS.fullmatch(name.upper()):
+            entity.tell("warning", _place_of(line, trees[0]), "literal-secret", _WRITTEN_OUT)
+    elif form in ("publish", "keep", "publish_model"):
+        if form == "publish_model":
+            entity.needs.append((("model", _unquoted(line, tokens[0])), place))
+        if topic := template(trees[0], line, entity.texts):
+            (entity.keeps if form == "keep" else entity.publishes).append((topic, _place_of(line, trees[0])))
     elif form == "keep_env" and tokens[0] == "SECRET" and trees[0].data == "string":
-        entity.tell("warning", _place_of(line, trees[0]), "literal-secret", "The secret is written into the program.")
+        entity.tell("warning", _place_of(line, trees[0]), "literal-secret", _WRITTEN_OUT)
     elif form == "call_action":
         callee = _name(entity, line, tokens[0], "action")
         results = next((each for each in trees if each.data == "results"), None)
@@ -334,13 +346,31 @@ def _chain(tree: "Branch") -> "tuple[list[Branch], list[Token]]":
     return operands[::-1], operators[::-1]
 
 
-def template(tree: "Branch", line: Line) -> str | None:
+def template(tree: "Branch", line: Line, texts: dict[str, str]) -> str | None:
     """Give a topic's text, `ANY_TEXT` for its variable parts, if it begins with known text."""
+    text = _text(tree, line, texts)
+    return None if text.startswith(ANY_TEXT) else text
+
+
+def _text(tree: "Branch", line: Line, texts: dict[str, str]) -> str:
+    """Put together what is known of a text, given what is known of the variables in it."""
     operands, operators = _chain(tree)
-    if operands[0].data != "string" or any(operator != "+" for operator in operators):
-        return None
-    parts = [line.string(str(each.children[0])) if each.data == "string" else ANY_TEXT for each in operands]
-    return "".join(parts)
+    if len(operands) > 1 and all(operator == "+" for operator in operators):
+        text = "".join(_text(each, line, texts) for each in operands)
+    elif tree.data == "string":
+        text = line.string(str(tree.children[0]))
+    elif tree.data == "variable":
+        text = texts.get(str(tree.children[0]).strip("{} "), ANY_TEXT)
+    elif tree.data == "group":
+        text = _text(_trees(tree)[0], line, texts)
+    elif tree.data == "replace":
+        what, by, within = (
+            _text(each, line, texts) if each.data in _TOPIC_PARTS else ANY_TEXT for each in _trees(tree)
+        )
+        text = within.replace(what, by) if what else within
+    else:
+        text = ANY_TEXT
+    return text if len(text) <= _LONGEST_TOPIC else ANY_TEXT
 
 
 def _type_of(tree: "Branch", types: dict[str, str | None]) -> str | None:
@@ -404,7 +434,7 @@ def _expressions(entity: Entity, line: Line, tree: "Branch", types: dict[str, st
         elif part.data == "term":
             if "outside" in [_type_of(each, types) for each in _trees(part)]:
                 _uncast(entity, line, _tokens(part)[0])
-        elif part.data == "get_topic" and (text := template(_trees(part)[0], line)):
+        elif part.data == "get_topic" and (text := template(_trees(part)[0], line, entity.texts)):
             entity.reads.append((text, _place_of(line, part)))
         elif part.data == "get_model":
             route = _tokens(part)[1]
@@ -444,16 +474,21 @@ def _sum(entity: Entity, line: Line, tree: "Branch", types: dict[str, str | None
             _uncast(entity, line, operator)
             break
     operands, operators = _chain(tree)
-    for at, operand in enumerate(operands):
-        if operand.data == "get_topic" and (unclear := _unclear(line, operands, operators, at, in_group=in_group)):
+    for at, operand in enumerate(operands[:-1]):
+        last = operand
+        while last.data in ("term", "minus", "cast") and (inner := _trees(last)):
+            last = inner[0] if last.data == "cast" else inner[-1]
+        if last.data != "get_topic" or operators[at] != "+":
+            continue
+        if unclear := _unclear(line, operands, operators, at) if in_group else operators[at]:
             message = "Whether + belongs to the topic or to its value is not clear: put GET TOPIC into parentheses."
             entity.tell("warning", _at(line, unclear), "ambiguous-get-topic", message)
 
 
-def _unclear(
-    line: Line, operands: "list[Branch]", operators: "list[Token]", at: int, *, in_group: bool
-) -> "Token | None":
-    """Find the + behind a GET TOPIC of which nobody can say whether the topic goes on."""
+def _unclear(line: Line, operands: "list[Branch]", operators: "list[Token]", at: int) -> "Token | None":
+    """Find the + behind a GET TOPIC in parentheses of which nobody can say whether the topic goes on."""
+    if operands[at].data != "get_topic":
+        return None
     end = _topic_end(operands, operators, at)
     parts = [_trees(each)[0] if each.data == "cast" else each for each in operands[at + 1 : end + 1]]
     texts = [line.string(str(each.children[0])) if each.data == "string" else None for each in parts]
@@ -467,8 +502,7 @@ def _unclear(
         ):
             return operators[at + number]
         before = text or ""
-    goes_on = end < len(operators) and operators[end] == "+" and operands[end].data != "cast" and not in_group
-    return operators[end] if goes_on and operands[end + 1].data in _VALUES else None
+    return None
 
 
 # Models, rules and routes
@@ -503,8 +537,8 @@ def _model(entity: Entity, nodes: list[Node]) -> None:  # noqa: C901, PLR0912
         elif form in ("store", "fetch"):
             entity.needs.append((("route", line.string(tokens[0])), _at(line, tokens[0])))
         for topic in tree.find_data("field_topic"):
-            if text := template(_trees(topic)[0], line):
-                entity.reads.append((text, _place_of(line, topic)))
+            if text := template(_trees(topic)[0], line, {}):
+                entity.listens.append((text, _place_of(line, topic)))
         _expressions(entity, line, tree, {})
 
 
@@ -554,17 +588,21 @@ def _route(entity: Entity, nodes: list[Node]) -> None:
                 )
             sections.append((node.depth, str(word)))
         for setting in tree.find_data("setting"):
-            key, *values = _tokens(setting)
-            if not values or values[0].type != "STRING":
-                continue
-            text = line.string(values[0])
-            if key == "SOURCE_TOPIC":
-                entity.listens.append(text)
-            elif _SECRET_KEYS.fullmatch(key) and text and not re.search(r"\{(?:secret|env)\.|^#.*#$", text):
-                place = _at(line, values[0])
-                name = f"{entity.name}_{key}".upper()
-                start = values[0].start_pos or 0
-                shape = line.shape[:start] + f"GET SECRET '{name}'" + line.shape[start + len(values[0]) :]
-                fixed = line.indent + line.source(shape).replace("'", '"') if len(line.strings) == 1 else None
-                message = f"{key} is written into the program: store it with -setSecret and write GET SECRET."
-                entity.tell("warning", place, "literal-secret", message, fixed)
+            _setting(entity, line, *_tokens(setting))
+
+
+def _setting(entity: Entity, line: Line, key: "Token", *values: "Token") -> None:
+    if key == "EVERY" and len(values) > 1 and not _UNITS.fullmatch(values[1]):
+        _unknown_word(entity, line, values[1], "unit of time", _UNITS)
+    if not values or values[0].type not in ("STRING", "NAME", "NUMBER"):
+        return
+    text, place = _unquoted(line, values[0]), _at(line, values[0])
+    if key == "SOURCE_TOPIC":
+        entity.listens.append((text, place))
+    elif _SECRET_KEYS.fullmatch(key) and text and not re.search(r"\{(?:secret|env)\.|^#.*#$", text):
+        name = f"{entity.name}_{key}".upper()
+        start = values[0].start_pos or 0
+        shape = line.shape[:start] + f"GET SECRET '{name}'" + line.shape[start + len(values[0]) :]
+        fixed = line.indent + line.source(shape).replace("'", '"') if len(line.strings) == 1 else None
+        message = f"{key} is written into the program: store it with -setSecret and write GET SECRET."
+        entity.tell("warning", place, "literal-secret", message, fixed)

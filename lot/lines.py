@@ -16,11 +16,13 @@ _BEGINS: Final = re.compile(_STATEMENT)
 _AFTER_A_STRING: Final = re.compile(rf"\s*(?:{_STATEMENT}|WITH\s+[A-Z_]+\s|#\s*Script Name:)|\s*$")
 """Before such a line a string must have ended."""
 _CONTINUES: Final = re.compile(
-    r"(?:WITH|RETURN|AND_THEN|AND|OR|USING|IN|TO|WHERE|WHEN|LIMIT|METHOD|AS|FROM|BETWEEN|THEN)\b|[-+*/%<>=!,]"
+    r"(?:WITH|RETURN|TOOL|AND_THEN|AND|OR|USING|IN|TO|WHERE|WHEN|LIMIT|METHOD|AS|FROM|BETWEEN|THEN)\b|[-+*/%<>=!,]"
 )
 _UNFINISHED: Final = re.compile(r"(?:[-+*/%<>=!,]|\b(?:WITH|AND|OR|NOT|TO|AS|IN|USING|AND_THEN))$")
 _CONTINUED: Final = re.compile(r"(?:SET|PUBLISH|KEEP|CALL|TRIGGER|IF|ELSE\s+IF|UNTIL|STORE|FETCH|ADD|DEFINE\s+MODEL)\b")
 """How a line begins that may go on in lines indented further."""
+_INLINE_IF: Final = re.compile(r"(?:SET|PUBLISH|KEEP|ADD)\b.*\bIF\b|[\w.]+\s*=\s*\(?\s*IF\b")
+"""How a line begins whose ELSE may stand in a line indented further."""
 OPENS_FIELDS: Final = re.compile(r"PUBLISH\s+MODEL\b.*\bWITH$", re.DOTALL)
 
 _PIECES: Final = re.compile(r"\"(?:\\.|[^\"\\])*\"|'[^']*'|--|//|/\*|[\"']")
@@ -119,10 +121,8 @@ def logical_lines(lines: list[str], first: int, continues: bool) -> Iterator[Lin
             if physical.comment:
                 yield _joined([physical])
             continue
-        if group and not (
-            (open_brackets > 0 and not _BEGINS.match(code))
-            or (open_brackets <= 0 and continues and _goes_on(group, physical, code))
-        ):
+        within = open_brackets > 0 and not _BEGINS.match(code)
+        if group and not within and not (continues and _goes_on(group, physical, code, open_brackets)):
             yield _joined(group)
             group, open_brackets = [], 0
         group.append(physical)
@@ -131,11 +131,13 @@ def logical_lines(lines: list[str], first: int, continues: bool) -> Iterator[Lin
         yield _joined(group)
 
 
-def _goes_on(group: list[_Physical], physical: _Physical, code: str) -> bool:
+def _goes_on(group: list[_Physical], physical: _Physical, code: str, open_brackets: int) -> bool:
     begun, before = group[0].code, group[-1].code
     if len(physical.indent.expandtabs(4)) <= len(group[0].indent.expandtabs(4)):
         return False
-    if not _CONTINUED.match(begun) or OPENS_FIELDS.match(before) or _BEGINS.match(code):
+    if code.startswith("ELSE"):
+        return bool(_INLINE_IF.match(begun))
+    if open_brackets > 0 or not _CONTINUED.match(begun) or OPENS_FIELDS.match(before) or _BEGINS.match(code):
         return False
     return bool(_CONTINUES.match(code) or _UNFINISHED.search(before))
 

@@ -37,12 +37,13 @@ def _row(kinds: str, rule: str, severity: Severity, pattern: str, message: str, 
     return _Mistake(kinds, rule, severity, re.compile(pattern, re.DOTALL), message, fix)
 
 
-_CONDITION: Final = r"(?:\bIF\b(?:(?!\bTHEN\b).)*?|^UNTIL\b.*?)"
+_CONDITION: Final = r"(?:\bIF\b(?:(?!\b(?:THEN|IF)\b).)*?|^UNTIL\b.*?)"
 
 IN_ANY_LINE: Final = (
-    _row("action model rule", "topic-position-zero", "error", r"(\bTOPIC\s+POSITION\s+)0+(?![\w.])",
-         "TOPIC POSITION counts from 1: 0 is no position.", r"\g<1>1"),
-    _row("model", "with-value", "error", r"(\bWITH\s+)VALUE\b(?!\s*[./*+-])\s*(?P<place>)",
+    _row("action model rule", "topic-position-zero", "error",
+         r"(\bTOPIC\s+POSITION\s+\(?)(?:0+|-\s?\d+)(?![\w.])",
+         "TOPIC POSITION counts from 1.", r"\g<1>1"),
+    _row("model", "with-value", "error", r"(\bWITH\s+)VALUE\b(?!\s*[./*+]|\s*-(?!\d)|-)\s*(?P<place>)",
          "WITH VALUE is refused: write the value directly after WITH.", r"\1"),
     _row("action model", "old-spelling", "warning", r"\bTIMESTAMP\s+WITH\b",
          "TIMESTAMP WITH is the old spelling: write TIMESTAMP and the format.", "TIMESTAMP"),
@@ -50,8 +51,6 @@ IN_ANY_LINE: Final = (
          "= as a comparison is the old spelling: write ==.", r"\1=="),
     _row("action model", "old-spelling", "warning", r"\bEQUAL\b",
          "EQUAL is the old spelling: write == or EQUALS.", "EQUALS"),
-    _row("action", "old-spelling", "warning", r'^(SET\s+(?:"\d+"|\w+)\s*)=(?P<place>)',
-         "SET takes WITH between the name and the value.", r"\1WITH"),
     _row("action", "old-spelling", "warning", r"^DESCRIPTION\b",
          "DESCRIPTION comes from old brokers; whether a current one accepts it is not known."),
     _row("action", "old-spelling", "warning", r"\bON\s+TIMESTAMP\b",
@@ -64,7 +63,7 @@ IN_ANY_LINE: Final = (
     _row("action", "transform-after-bytes", "warning",
          r"\bPAYLOAD\s+AS\s+BYTES\s*\)*\s*(?=AND_THEN\b(?!.*\bAND_THEN\b))(?P<place>)",
          "PAYLOAD AS BYTES is passed on as it is: AND_THEN may not change it."),
-    _row("model", "trailing-comma", "warning", r"(?<=\S),$",
+    _row("model", "trailing-comma", "warning", r"\s?(?P<place>),$",
          "Fields of a model are not separated by commas: leave the comma out.", ""),
     _row("model", "untyped-field", "warning", r'^ADD\s+"\d+"',
          "The field has no type: write ADD STRING, INT, DOUBLE, BOOL, OBJECT, ARRAY or TIMESTAMP."),
@@ -83,26 +82,33 @@ IN_UNREADABLE_LINES: Final = (
     _row("action", "missing-with", "error", r"^(?:PUBLISH|KEEP)\s+TOPIC\b(?!.*\bWITH\b)",
          "A topic to publish or keep needs WITH and a value."),
     _row("action", "set-without-with", "error",
-         r'^(SET\s+(?:"\d+"|[^\W\d]\w*|\{\s*\w+\s*\}))\s*(?!WITH\b|TO\b|AS\b|USING\b|=|\s|$)(?!.*\b(?:WITH|USING)\b.*\bIN$)',
+         r'^(SET\s+(?:"\d+"|[^\W\d]\w*|\{\s*\w+\s*\}))\s*(?:[:=]+\s*)?(?![\s:=]|$|(?:WITH|TO|AS|USING)\b)'
+         r"(?!.*\b(?:WITH|USING)\b.*\bIN$)",
          "SET needs WITH between the name and the value.", r"\1 WITH "),
-    _row("action", "set-without-with", "error", r'^SET\s+(?:"\d+"|[^\W\d]\w*)$',
+    _row("action", "set-without-with", "error", r'^SET\s+(?:"\d+"|[^\W\d]\w*)\s*[:=]*$',
          "SET needs WITH and a value."),
     _row("action rule", "missing-then", "error", r"^((?:ELSE\s+)?IF\b(?!.*\bTHEN\b).*)$",
          "A condition ends with THEN.", r"\1 THEN"),
-    _row("action rule", "end-if", "error", r"^END\s*_?\s*IF\b",
+    _row("action rule", "end-if", "error", r"^END\s?(?:_?\s?IF\b|;?$)",
          "END IF does not exist: a block ends where its indentation ends, so delete the line."),
-    _row("action", "call-mcp-tool", "error", r'^CALL\s+MCP\s+"\d+"\s+TOOL\b',
+    _row("action model", "missing-then", "error", r"^(?!.*\bTHEN\b).*(?=\bIF\b)(?P<place>)",
+         "A condition ends with THEN."),
+    _row("action", "call-mcp-tool", "error", r"^(?:CALL\s+MCP\b.*\b)?TOOL\s",
          'CALL MCP with TOOL is refused: write CALL MCP "Route.tool".'),
     _row("model", "with-collapsed", "error", r"\bWITH\s+COLLAPSED\b",
          "COLLAPSED stands alone, without WITH.", "COLLAPSED"),
     _row("model", "with-formats", "error", r"\bWITH\s+FORMATS\b",
          "WITH FORMATS is refused: write WITH FORMAT.", "WITH FORMAT"),
-    _row("route", "route-without-type", "error", r"^DEFINE\s+ROUTE\b(?!.*\bWITH\s+TYPE\b)",
+    _row("route", "route-without-type", "error", r"^DEFINE\s+ROUTE\b(?!.*\bWITH\s+TYPE\s+\S)",
          "A route needs WITH TYPE and its type."),
 )  # fmt: skip
 """Told about lines that the grammar does not know; the first that fits is the cause."""
 
 _WORD: Final = re.compile(r"(?<![\w.\"{])[^\W\d]\w*(?![\w\"}])")
+_HOLDS: Final = re.compile(
+    r"(?:IF|ELSE|CASE|DEFAULT|ON|DEFINE|DO)\b.*?\b(?:THEN|ELSE|DO)\s+(?=(?:SET|PUBLISH|KEEP|CALL)\b)", re.DOTALL
+)
+"""What stands before a statement on the same line."""
 _RETURN_LIST: Final = re.compile(r"^(?:RETURN\s+)?OUTPUT\s+\w+(?:\s*,\s*\w+)*$")
 
 
@@ -119,7 +125,7 @@ def findings(kind: Kind, shape: str, repair: bool) -> tuple[Finding, ...]:
     reading = read(kind, shape)
     if reading.tree or any(finding.severity == "error" for finding in found):
         return tuple(found)
-    if kind == "action" and re.match(r"(?:RETURN\s+)?OUTPUT\b.*,|RETURN\s+[^\W\d]", shape):
+    if kind == "action" and re.match(r"OUTPUT\b.*(?:,|\bOUTPUT\b)|RETURN\s", shape):
         fixed = None
         if _RETURN_LIST.match(shape):
             names = re.findall(r"\w+", shape.replace("RETURN", "").replace("OUTPUT", ""))
@@ -127,9 +133,16 @@ def findings(kind: Kind, shape: str, repair: bool) -> tuple[Finding, ...]:
             fixed = begin + ("\n    OUTPUT " if shape.startswith("RETURN") else "\nOUTPUT ").join(names)
         message = "RETURN stands alone on its line, and each OUTPUT on its own below it."
         return (*found, Finding("error", 0, "return-on-one-line", message, fixed))
+    if kind == "action" and (outer := _HOLDS.match(shape)):
+        inner = [each for each in findings(kind, shape[outer.end() :], repair) if each.severity == "error"]
+        for severity, position, rule, message, fixed in inner[:1]:
+            whole = outer[0] + fixed if fixed else None
+            return (*found, Finding(severity, outer.end() + position, rule, message, whole))
     for row in IN_UNREADABLE_LINES:
         if finding := _seen(row, kind, shape):
-            return (*found, finding)
+            spelled = _spelling(kind, shape, reading.stopped, repair)
+            in_wrong_case = all(each.rule == "keyword-case" and each.fixed for each in spelled)
+            return (*found, *(spelled if in_wrong_case else [finding]))
     return (*found, *_spelling(kind, shape, reading.stopped, repair))
 
 

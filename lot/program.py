@@ -22,12 +22,12 @@ _KINDS: Final[dict[str, Kind]] = {
 }
 _HEADER: Final = re.compile(r"(\s*)([^\W\d]\w*)\s+([^\W\d]\w*)\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"']+))?")
 _SCRIPT: Final = re.compile(r"#\s*Script Name:\s*(\S+)", re.IGNORECASE)
-_WRAPPED: Final = re.compile(r"\s*(-add[A-Za-z]+\s+)?([\"'`]?)(?=DEFINE\b)")
+_WRAPPED: Final = re.compile(r"\s*(-add[A-Za-z]+\s+)?([\"'`]?)\s*(?=DEFINE\b)")
 _DEFINE: Final = re.compile(r"DEFINE\b")
 _COMMENT: Final = re.compile(r"\s*(?:--|//|#)")
 _FENCE: Final = re.compile(r"\s*```\w*\s*$")
-_REPAIRS: Final = 300
-"""How many definitions are searched for misspelled keywords: a text with more is no program."""
+_REPAIRS: Final = 500
+"""How many unreadable lines are searched for misspelled keywords: a text with more is no program."""
 _COMPARISONS: Final = 200_000
 """How many pairs of topics are compared in one text."""
 
@@ -52,11 +52,13 @@ def analyse(code: str) -> Analysis:
     parts = list(_parts(lines, problems))
     lines = [line.lstrip("\0") for line in lines]
     found = []
-    for number, part in enumerate(parts):
+    repairs = _REPAIRS
+    for part in parts:
         entity = Entity(part.kind, part.name, part.first + 1)
         if part.kind != "python":
             body = logical_lines(lines[part.first : part.last], part.first + 1, part.kind in ("action", "model"))
-            examine(entity, body, number < _REPAIRS)
+            examine(entity, body, repairs)
+            repairs -= entity.unreadable
         found.append(entity)
     _between(found)
     as_written = code.removeprefix("\ufeff").split("\n")
@@ -74,7 +76,7 @@ def analyse(code: str) -> Analysis:
 
 def _unwrap(lines: list[str], problems: list[Problem]) -> None:
     """Blank out a command or quotes around the whole text."""
-    first = next((number for number, line in enumerate(lines) if line.strip()), None)
+    first = next((number for number, line in enumerate(lines) if line.strip() and not _COMMENT.match(line)), None)
     match = _WRAPPED.match(lines[first]) if first is not None else None
     if first is None or not match or not (match[1] or match[2]):
         return
@@ -217,31 +219,31 @@ def _field_trigger(entity: Entity, first: dict[Need, Entity]) -> None:
 
 
 def _collapsed(entities: list[Entity]) -> None:
-    models = {entity.base_topic: entity for entity in entities if entity.collapsed and entity.base_topic}
-    for entity in entities:
-        for topic, place in entity.reads:
-            levels = topic.split("/")
-            for depth in range(1, min(len(levels), 30)):
-                model = models.get("/".join(levels[:depth]))
-                if model and levels[depth] in model.fields:
-                    message = f"{model.name} is COLLAPSED: it publishes one JSON to its topic and nothing below it."
-                    entity.tell("warning", place, "collapsed-subtopic", message)
+    models = [(each.base_topic, each) for each in entities if each.collapsed and each.base_topic]
+    topics = [(entity, *read) for entity in entities for read in entity.listens + entity.reads]
+    for entity, topic, place in topics[: _COMPARISONS // max(1, len(models))]:
+        levels = topic.split("/")
+        for base, model in models:
+            depth = base.count("/") + 1
+            if depth < len(levels) and levels[depth] in model.fields and _overlap(base, "/".join(levels[:depth])):
+                message = f"{model.name} is COLLAPSED: it publishes one JSON to its topic and nothing below it."
+                entity.tell("warning", place, "collapsed-subtopic", message)
 
 
 def _loops(entities: list[Entity]) -> None:
     for entity in entities:
         for topic, place in entity.publishes:
-            if entity.kind == "action" and any(_overlap(listened, topic) for listened in entity.listens):
+            if entity.kind == "action" and any(_overlap(listened, topic) for listened, _ in entity.listens):
                 message = "The action publishes to the topic that triggers it, which may never end."
                 entity.tell("warning", place, "own-trigger", message)
 
 
 def _kept(entities: list[Entity]) -> None:
-    published = {topic for entity in entities for topic, _ in entity.publishes}
-    listened = {topic for entity in entities for topic in entity.listens}
+    listened = {topic for entity in entities for topic, _ in entity.listens}
     patterns = [topic for topic in listened if "+" in topic or "#" in topic]
     compared = 0
     for entity in entities:
+        published = {topic for topic, _ in entity.publishes}
         for topic, place in entity.keeps:
             if topic in published or compared > _COMPARISONS:
                 continue

@@ -37,18 +37,22 @@ class Entity:
     name: str
     line: int
     problems: list[Problem] = field(default_factory=list)
+    unreadable: int = 0
+    """How many of its lines the grammar does not know."""
     needs: list[tuple[Need, Place]] = field(default_factory=list)
     inputs: list[tuple[str, str]] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     description: str | None = None
     trigger: str | None = None
     """The form of its trigger."""
-    listens: list[str] = field(default_factory=list)
-    """The topic filters that make it run."""
+    texts: dict[str, str] = field(default_factory=dict)
+    """What is known of the texts in its variables."""
+    listens: list[tuple[str, Place]] = field(default_factory=list)
+    """The topics, or filters of topics, whose messages reach it."""
     publishes: list[tuple[str, Place]] = field(default_factory=list)
     keeps: list[tuple[str, Place]] = field(default_factory=list)
     reads: list[tuple[str, Place]] = field(default_factory=list)
-    """Topics it reads, where they are plain text."""
+    """Topics whose last value it gets, as far as they are known."""
     calls: list[tuple[str, int | None, Place]] = field(default_factory=list)
     """Actions it calls, with the number of results it takes."""
     fields: set[str] = field(default_factory=set)
@@ -114,12 +118,11 @@ def indented(entity: Entity, nodes: list[Node]) -> Iterator[Node]:
     for number, node in enumerate(nodes):
         line = node.line
         if number == 0 or (node.form == "trigger_line" and number == 1 and line.width):
-            following = nodes[number + 1].line.width if number + 1 < len(nodes) else 0
-            if number == 0:
-                base = line.width if line.width and following >= line.width else 0
-            elif line.width > base:
+            further = nodes[number + 1].line.width - line.width if number + 1 < len(nodes) else -1
+            if number and line.width > base:
                 _trigger_indented(entity, line)
-                base = line.width if following > line.width else base
+            if further % 4 == 0 and further >= bool(number):  # all that follows is indented as much too far
+                base = line.width
             width = 0
         else:
             width = max(0, line.width - base)

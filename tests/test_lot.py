@@ -50,8 +50,8 @@ STATEMENTS = [
     'SET "a" WITH (GET TOPIC "n" AS INT)',
     'SET "a" WITH (GET TOPIC "n" AS INT + 1)',
     'SET "a" WITH (GET TOPIC "n/" + {s} + "/v" AS INT) + 1',
-    'SET "a" WITH GET TOPIC "n/" + {s}',
-    'SET "a" WITH GET TOPIC {s} + "/v"',
+    'SET "a" WITH (GET TOPIC "n/" + {s})',
+    'SET "a" WITH (GET TOPIC {s} + "/v")',
     'SET "a" WITH GET TOPIC "n/+/v"',
     'SET "a" WITH GET JSON "a.b" IN PAYLOAD AS DOUBLE',
     'SET "a" WITH (GET JSON "a" IN {s} AS BOOL)',
@@ -117,6 +117,9 @@ STATEMENTS = [
     'TRIGGER "Event" TO Route',
     'PUBLISH TOPIC "out" WITH {\n    "a": {x},\n    "b": "c"\n}',
     'SET "a" WITH ({x}\n    + {y})',
+    'SET "a" WITH IF {x} > 1 THEN "b"\n             ELSE IF {x} > 0 THEN "c"\n             ELSE "d"',
+    'SET "a" WITH (IF {x} > 1 THEN "b"\n          ELSE "c")',
+    'PUBLISH MODEL M TO "out" WITH\n    v = IF {x} > 1 THEN "b"\n        ELSE "c"',
 ]
 
 TRIGGERS = [
@@ -140,6 +143,7 @@ MEMBERS = [
     'ADD DOUBLE "f" WITH (flow * 60 + limits.low)',
     'ADD DOUBLE "f" WITH (GET TOPIC "a" AS DOUBLE / GET TOPIC "b" AS DOUBLE * 100)',
     'ADD STRING "f" WITH IF (GET TOPIC "a" AS INT > 80) THEN "high" ELSE "low"',
+    'ADD STRING "f" WITH IF flow > 1 THEN "b"\n      ELSE "c"',
     'ADD STRING "f" WITH TIMESTAMP "UTC"',
     'ADD BOOL "f" WITH FALSE',
     'ADD INT "f" WITH -5',
@@ -346,6 +350,12 @@ NO_POSITION = """DEFINE RULE R WITH PRIORITY 200 FOR Connect
         ALLOW
     ELSE
         DENY"""
+REACHED = {
+    "action": 'DEFINE ACTION B\nON TOPIC "go/+" DO\n    PUBLISH TOPIC "z" WITH 1',
+    "event": in_route("ADD EVENT e", '    WITH SOURCE_TOPIC "go/text"'),
+    "model": 'DEFINE MODEL M\n    ADD INT "f" WITH TOPIC "go/+" AS TRIGGER',
+    "panel": 'DEFINE PANEL "P"\n    ADD COMPONENT "c" WITH TYPE "t"\n        BIND VALUE TO TOPIC "go/text"',
+}
 
 MISTAKES = [
     # 1
@@ -368,6 +378,7 @@ MISTAKES = [
     ('DEFINE MODEL M FROM "P"', (E, "quoted-parent", 1, 21), "DEFINE MODEL M FROM P"),
     # 5
     ('"DEFINE ACTION A\nON START DO\n    PUBLISH TOPIC \'a\' WITH 1"', (E, "quoted-body", 1, 1), None),
+    ('-- about\n"DEFINE MODEL M COLLAPSED"', (E, "quoted-body", 2, 1), None),
     # 6
     ('DEFINE ACTION A\nON TOPIC "t"\n    PUBLISH TOPIC "a" WITH 1', (E, "missing-do", 2, 1), 'ON TOPIC "t" DO'),
     ('DEFINE ACTION A\nINPUT x AS INT\n    PUBLISH TOPIC "a" WITH {x}', (E, "missing-do", 2, 1), None),
@@ -380,23 +391,34 @@ MISTAKES = [
     # 8
     (in_action('PUBLISH TOPIC "a" {x}'), (E, "missing-with", 6, 5), '    PUBLISH TOPIC "a" WITH {x}'),
     (in_action('KEEP TOPIC "a"'), (E, "missing-with", 6, 5), None),
+    ('DEFINE ACTION A\nON START DO PUBLISH TOPIC "a" 1', (E, "missing-with", 2, 13),
+     'ON START DO PUBLISH TOPIC "a" WITH 1'),
     (in_action('PUBLISH TOPIC "a" WITH'), (E, "missing-value", 6, 23), None),
     (in_action('PUBLISH TOPIC "a" MESSAGE {x}'), (E, "message-keyword", 6, 23), '    PUBLISH TOPIC "a" WITH {x}'),
     # 9
     (in_action('SET "x" 5'), (E, "set-without-with", 6, 5), '    SET "x" WITH 5'),
     (in_action('SET "x"'), (E, "set-without-with", 6, 5), None),
+    (in_action('IF {x} > 1 THEN SET "x" 5'), (E, "set-without-with", 6, 21), '    IF {x} > 1 THEN SET "x" WITH 5'),
+    (in_action('SET "x" = 5'), (E, "set-without-with", 6, 5), '    SET "x" WITH 5'),
+    (in_action("LOOP", '    SET "x" := {x} + 1', "UNTIL {x} > 3"), (E, "set-without-with", 7, 9),
+     '        SET "x" WITH {x} + 1'),
     # 10
     (in_action("IF {x} > 5", '    SET "x" WITH 1'), (E, "missing-then", 6, 5), "    IF {x} > 5 THEN"),
+    (in_action('SET "x" WITH IF {x} > 1 "a" ELSE "b"'), (E, "missing-then", 6, 18), None),
     (in_action("IF {x} > 5 THEN", '    SET "x" WITH 1', "END IF"), (E, "end-if", 8, 5), None),
+    (in_action("IF {x} > 5 THEN", '    SET "x" WITH 1', "END"), (E, "end-if", 8, 5), None),
     # 11
     (in_action('SET "x" WITH TOPIC POSITION 0'),
      (E, "topic-position-zero", 6, 18), '    SET "x" WITH TOPIC POSITION 1'),
+    (in_action('PUBLISH TOPIC "a/" + TOPIC POSITION -1 WITH 1'),
+     (E, "topic-position-zero", 6, 26), '    PUBLISH TOPIC "a/" + TOPIC POSITION 1 WITH 1'),
     (NO_POSITION, (E, "topic-position-zero", 2, 20), "    IF CLIENTID IS TOPIC POSITION 1 THEN"),
     # 12
     (in_action('SET "x" WITH PAYLOAD', trigger="ON EVERY 5 SECONDS"), (W, "payload-without-message", 6, 18), None),
     (in_action('SET "x" WITH PAYLOAD', trigger="ON START"), (W, "payload-without-message", 6, 18), None),
     # 13
     (in_model('ADD INT "f" WITH VALUE 5'), (E, "with-value", 2, 22), '    ADD INT "f" WITH 5'),
+    (in_model('ADD INT "f" WITH VALUE -5'), (E, "with-value", 2, 22), '    ADD INT "f" WITH -5'),
     ("DEFINE MODEL M WITH COLLAPSED", (E, "with-collapsed", 1, 16), "DEFINE MODEL M COLLAPSED"),
     ("DEFINE MODEL M WITH FORMATS JSON", (E, "with-formats", 1, 16), "DEFINE MODEL M WITH FORMAT JSON"),
     # 14
@@ -412,13 +434,18 @@ MISTAKES = [
      "RETURN\n    OUTPUT b"),
     ('DEFINE ACTION A\nINPUT a AS INT\nDO\n    SET "b" WITH {a}\nRETURN\n    OUTPUT a, b',
      (E, "return-on-one-line", 6, 5), "    OUTPUT a\n    OUTPUT b"),
+    ("DEFINE ACTION A\nINPUT a AS INT\nDO\n    CALL ACTION B\nRETURN {a}", (E, "return-on-one-line", 5, 1), None),
     # 17
     (REFERENCE["Spread"] + in_action("CALL ACTION Spread WITH hi = 1, lo = 0 RETURN p, q"), (E, "return-count", 13, 17),
      None),
     # 18
     (in_action('CALL MCP "R" TOOL "t" WITH (q = "x") RETURN AS {r}'), (E, "call-mcp-tool", 6, 5),
      '    CALL MCP "R.t" WITH (q = "x") RETURN AS {r}'),
+    (in_action('CALL MCP "R"', '    TOOL "t"', '    WITH (q = "x")', "    RETURN AS {r}"),
+     (E, "call-mcp-tool", 6, 5), None),
+    (in_action('CALL MCP "R" WITH (q = "x") TOOL "t"'), (E, "call-mcp-tool", 6, 5), None),
     # 19
+    ("DEFINE ROUTE R WITH TYPE", (E, "route-without-type", 1, 1), None),
     ("DEFINE ROUTE R\n    ADD X_CONFIG", (E, "route-without-type", 1, 1), None),
     (in_route('ADD TAG "t"', '    WITH ADDRESS "1"'), (E, "tag-outside-mapping", 2, 5), None),
     (in_route("ADD METADATA", '    WITH DESCRIPTION "d"'), (E, "metadata", 2, 5), None),
@@ -428,26 +455,51 @@ MISTAKES = [
     # 22
     (in_route("ADD C", '    WITH PASSWORD "hunter2"'), (W, "literal-secret", 3, 23),
      '        WITH PASSWORD GET SECRET "R_PASSWORD"'),
+    (in_route("ADD C", "    WITH PASSWORD hunter2"), (W, "literal-secret", 3, 23), None),
+    (in_action('SET "api_key" WITH "hunter2"'), (W, "literal-secret", 6, 24), None),
     # 23
     (in_action('SET "z" WITH (GET TOPIC "n" * 2)'), (W, "uncast-arithmetic", 6, 33), None),
     (in_action('SET "z" WITH (GET TOPIC "n" + 2)'), (W, "uncast-arithmetic", 6, 33), None),
     (in_action('SET "z" WITH (GET JSON "a" IN PAYLOAD / 2)'), (W, "uncast-arithmetic", 6, 43), None),
     (in_action('SET "z" WITH PAYLOAD', 'SET "q" WITH ({x} - {z})'), (W, "uncast-arithmetic", 7, 23), None),
     # 24
-    (in_action('KEEP TOPIC "go/" + {s} WITH 1') + '\nDEFINE ACTION B\nON TOPIC "go/+" DO\n    PUBLISH TOPIC "z" WITH 1',
-     (W, "keep-does-not-deliver", 6, 16), None),
+    *(
+        (in_action(*lines) + "\n" + listener, (W, "keep-does-not-deliver", 5 + len(lines), column), None)
+        for *lines, column, listener in (
+            ('KEEP TOPIC "go/" + {s} WITH 1', 16, REACHED["action"]),
+            ('KEEP TOPIC ("go/" + {s}) WITH 1', 17, REACHED["event"]),
+            ('KEEP TOPIC "go/text" WITH 1', 16, REACHED["panel"]),
+            ('KEEP TOPIC "go/text" WITH 1', 16, REACHED["model"]),
+            ('SET "t" WITH "go/" + {s}', "KEEP TOPIC {t} WITH 1", 16, REACHED["panel"]),
+            ('SET "t" WITH "go"', 'KEEP TOPIC {t} + "/text" WITH 1', 16, REACHED["event"]),
+            ('SET "t" WITH PAYLOAD', 'KEEP TOPIC REPLACE "N" WITH {t} IN "go/N" WITH 1', 24, REACHED["model"]),
+            ('KEEP TOPIC "z" WITH 1', 16, REACHED["action"] + '\nDEFINE ACTION C\nON TOPIC "z" DO\n    CALL ACTION D'),
+        )
+    ),
     # 25
     ('DEFIN ACTION A\nON START DO\n    PUBLISH TOPIC "a" WITH 1', (W, "misspelled-keyword", 1, 1), "DEFINE ACTION A"),
     ('DEFINE ACTOIN A\nON START DO\n    PUBLISH TOPIC "a" WITH 1', (W, "misspelled-keyword", 1, 8), "DEFINE ACTION A"),
     ('DEFINE ACTION A\nON TOPICO "t" DO\n    PUBLISH TOPIC "a" WITH 1',
      (W, "misspelled-keyword", 2, 4), 'ON TOPIC "t" DO'),
     (in_action('publish TOPIC "a" WITH 1'), (W, "keyword-case", 6, 5), '    PUBLISH TOPIC "a" WITH 1'),
+    *(
+        (in_action(line), (W, "keyword-case", 6, 5 + line.index("with")), "    " + line.replace("with", "WITH"))
+        for line in ('PUBLISH TOPIC "a" with 1', 'KEEP TOPIC "a" + {s} with 1', 'SET "x" with 1')
+    ),
+    ('DEFINE ACTION A\nON TOPIC "t" do\n    PUBLISH TOPIC "a" WITH 1', (W, "keyword-case", 2, 14), 'ON TOPIC "t" DO'),
+    ('DEFINE ACTION A\nON EVERY 5 seconds DO\n    PUBLISH TOPIC "a" WITH 1',
+     (W, "keyword-case", 2, 12), "ON EVERY 5 SECONDS DO"),
+    ("DEFINE ROUTE R with TYPE EMAIL", (W, "keyword-case", 1, 16), "DEFINE ROUTE R WITH TYPE EMAIL"),
     (in_action('set "x" WITH 1'), (W, "keyword-case", 6, 5), '    SET "x" WITH 1'),
+    (in_route("ADD MAPPING m", "    WITH EVERY 5 seconds"), (W, "keyword-case", 3, 22),
+     "        WITH EVERY 5 SECONDS"),
+    ('DEFINE PANEL "P"\n    with TITLE "t"', (W, "keyword-case", 2, 5), '    WITH TITLE "t"'),
     (in_action("WHILE {x} > 1 DO", '    SET "x" WITH 1'), (W, "unknown-keyword", 6, 5), None),
     # 26
     (in_model('ADD FLOAT "f"'), (W, "float-type", 2, 9), '    ADD DOUBLE "f"'),
     # 27
     (in_model('ADD OBJECT "o"', '    ADD INT "f" WITH 1,'), (W, "trailing-comma", 3, 27), '        ADD INT "f" WITH 1'),
+    (in_model('ADD INT "f" WITH 1 ,'), (W, "trailing-comma", 2, 24), '    ADD INT "f" WITH 1'),
     # 28
     (in_action('PUBLISH TOPIC "a" WITH PAYLOAD AS BYTES AND_THEN TRIM AND_THEN TRIM'),
      (E, "transform-after-bytes", 6, 45), None),
@@ -455,10 +507,27 @@ MISTAKES = [
     # 29
     ('DEFINE MODEL M COLLAPSED WITH TOPIC "m"\n    ADD INT "f"\n' + in_action(trigger='ON TOPIC "m/f"'),
      (W, "collapsed-subtopic", 4, 10), None),
+    ('DEFINE MODEL M COLLAPSED WITH TOPIC "+"\n    ADD INT "text"\n' + REACHED["panel"],
+     (W, "collapsed-subtopic", 5, 29), None),
     # 30
-    (in_action('SET "z" WITH GET TOPIC "a/b" + {x}'), (W, "ambiguous-get-topic", 6, 34), None),
+    *(
+        (in_action(line), (W, "ambiguous-get-topic", 6, 5 + line.index("+")), None)
+        for line in (
+            'SET "z" WITH GET TOPIC "a/b" + {x}',
+            'SET "z" WITH GET TOPIC "a/" + {s} + "b"',
+            'SET "z" WITH GET TOPIC "a" AS INT + GET TOPIC "b" AS INT',
+            'PUBLISH TOPIC "z" WITH GET TOPIC "a" + " C"',
+            'PUBLISH TOPIC GET TOPIC "a" + "/x" WITH 1',
+            'IF GET TOPIC "a" AS INT + 1 > 5 THEN\n        SET "x" WITH 1',
+        )
+    ),
+    (in_action("LOOP", '    SET "x" WITH 1', 'UNTIL GET TOPIC "a" AS INT + 1 > 5'),
+     (W, "ambiguous-get-topic", 8, 32), None),
+    (in_action('SET "z" WITH (GET TOPIC "a/b" + {x})'), (W, "ambiguous-get-topic", 6, 35), None),
+    (in_model('ADD INT "f" WITH GET TOPIC "a" AS INT + 1'), (W, "ambiguous-get-topic", 2, 43), None),
     # 31
     (in_action('PUBLISH TOPIC "in/" + {s} WITH 1'), (W, "own-trigger", 6, 19), None),
+    (in_action('SET "t" WITH "in/" + {s}', "PUBLISH TOPIC {t} WITH 1"), (W, "own-trigger", 7, 19), None),
     (in_action('PUBLISH MODEL M TO "in/a" WITH v = 1'), (W, "own-trigger", 6, 24), None),
     # characters without their other half
     (in_action('SET "x" WITH "open', 'SET "y" WITH 1'), (E, "unbalanced-quote", 6, 18), None),
