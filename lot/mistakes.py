@@ -112,6 +112,27 @@ _HOLDS: Final = re.compile(
 _RETURN_LIST: Final = re.compile(r"^(?:RETURN\s+)?OUTPUT\s+\w+(?:\s*,\s*\w+)*$")
 
 
+class _Edit(NamedTuple):
+    """A correction: what stands between two positions is replaced."""
+
+    start: int
+    end: int
+    text: str
+
+    def applied(self, shape: str) -> str:
+        return shape[: self.start] + self.text + shape[self.end :]
+
+    def before(self, position: int) -> int:
+        """Say where a position was before."""
+        if position < self.start + len(self.text):
+            return min(position, self.start)
+        return position + self.end - self.start - len(self.text)
+
+
+_Seen = tuple[Finding, _Edit | None]
+_VAGUE: Final = {"unfinished", "unreadable", "unknown-keyword"}
+
+
 @lru_cache(maxsize=8192)
 def findings(kind: Kind, shape: str, repair: bool) -> tuple[Finding, ...]:
     """List the mistakes in a line of a definition of this kind.
@@ -119,12 +140,37 @@ def findings(kind: Kind, shape: str, repair: bool) -> tuple[Finding, ...]:
     Args:
         kind: The kind of the definition.
         shape: The shape of the line.
-        repair: Whether to look for misspelled keywords, which takes time.
+        repair: Whether to look behind the first mistake, and for misspelled keywords; both take time.
     """
-    found = [finding for row in IN_ANY_LINE if (finding := _seen(row, kind, shape))]
+    found: dict[tuple[int, str], Finding] = {}
+    edits: list[_Edit] = []
+    current = shape
+    while True:
+        seen = _look(kind, current, repair)
+        for finding, _ in seen:
+            if edits and finding.rule in _VAGUE:
+                continue  # what a correction leaves to be filled in
+            position = finding.position
+            for edit in reversed(edits):
+                position = edit.before(position)
+            found.setdefault((position, finding.rule), finding._replace(position=position))
+        correction = next((edit for finding, edit in seen if edit and finding.severity == "error"), None)
+        if correction is None or not repair or len(edits) == _REPAIRS:
+            break
+        edits.append(correction)
+        current = correction.applied(current)
+    if len(edits) > 1 or (edits and len(found) > 1):
+        whole = current if read(kind, current).tree else next((each.fixed for each, _ in seen if each.fixed), None)
+        return tuple(each._replace(fixed=whole or each.fixed) for each in found.values())
+    return tuple(found.values())
+
+
+def _look(kind: Kind, shape: str, repair: bool) -> list[_Seen]:
+    """See what is wrong with a line as it is; of what makes it unreadable only the first."""
+    found = [seen for row in IN_ANY_LINE if (seen := _seen(row, kind, shape))]
     reading = read(kind, shape)
-    if reading.tree or any(finding.severity == "error" for finding in found):
-        return tuple(found)
+    if reading.tree or any(finding.severity == "error" for finding, _ in found):
+        return found
     if kind == "action" and re.match(r"OUTPUT\b.*(?:,|\bOUTPUT\b)|RETURN\s", shape):
         fixed = None
         if _RETURN_LIST.match(shape):
@@ -132,31 +178,34 @@ def findings(kind: Kind, shape: str, repair: bool) -> tuple[Finding, ...]:
             begin = "RETURN\n    OUTPUT " if shape.startswith("RETURN") else "OUTPUT "
             fixed = begin + ("\n    OUTPUT " if shape.startswith("RETURN") else "\nOUTPUT ").join(names)
         message = "RETURN stands alone on its line, and each OUTPUT on its own below it."
-        return (*found, Finding("error", 0, "return-on-one-line", message, fixed))
+        return [*found, (Finding("error", 0, "return-on-one-line", message, fixed), None)]
     if kind == "action" and (outer := _HOLDS.match(shape)):
         inner = [each for each in findings(kind, shape[outer.end() :], repair) if each.severity == "error"]
-        for severity, position, rule, message, fixed in inner[:1]:
-            whole = outer[0] + fixed if fixed else None
-            return (*found, Finding(severity, outer.end() + position, rule, message, whole))
+        if inner:
+            return found + [
+                (each._replace(position=outer.end() + each.position, fixed=each.fixed and outer[0] + each.fixed), None)
+                for each in inner
+            ]
     for row in IN_UNREADABLE_LINES:
-        if finding := _seen(row, kind, shape):
+        if seen := _seen(row, kind, shape):
             spelled = _spelling(kind, shape, reading.stopped, repair)
             in_wrong_case = all(each.rule == "keyword-case" and each.fixed for each in spelled)
-            return (*found, *(spelled if in_wrong_case else [finding]))
-    return (*found, *_spelling(kind, shape, reading.stopped, repair))
+            return found + ([(each, None) for each in spelled] if in_wrong_case else [seen])
+    return found + [(each, None) for each in _spelling(kind, shape, reading.stopped, repair)]
 
 
-def _seen(row: _Mistake, kind: Kind, shape: str) -> Finding | None:
+def _seen(row: _Mistake, kind: Kind, shape: str) -> _Seen | None:
     match = row.pattern.search(shape) if kind in row.kinds.split() else None
     if not match:
         return None
-    fixed = shape[: match.start()] + match.expand(row.fix) + shape[match.end() :] if row.fix is not None else None
     at = match.start()
     if "place" in row.pattern.groupindex:
         at = match.end(1) if row.fix is not None else match.end()
     elif row.rule == "missing-value":
         at = match.start(1)
-    return Finding(row.severity, at, row.rule, row.message, fixed if fixed and read(kind, fixed).tree else None)
+    edit = _Edit(match.start(), match.end(), match.expand(row.fix)) if row.fix is not None else None
+    fixed = edit.applied(shape) if edit else None
+    return Finding(row.severity, at, row.rule, row.message, fixed if fixed and read(kind, fixed).tree else None), edit
 
 
 def _spelling(kind: Kind, shape: str, stopped: int, repair: bool) -> list[Finding]:

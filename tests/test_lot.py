@@ -631,6 +631,36 @@ def test_a_missing_return_is_only_doubtful() -> None:
     assert told(code) == [("warning", "return-count", 13, 17)]
 
 
+@pytest.mark.parametrize(
+    ("line", "rules", "corrected"),
+    [
+        (
+            'PUBLISH TOPIC "a" MESSAGE TOPIC POSITION 0',
+            [("message-keyword", 23), ("topic-position-zero", 31)],
+            'PUBLISH TOPIC "a" WITH TOPIC POSITION 1',
+        ),
+        (
+            'SET "a" TOPIC POSITION 0 + TOPIC POSITION 0',
+            [("set-without-with", 5), ("topic-position-zero", 13), ("topic-position-zero", 32)],
+            'SET "a" WITH TOPIC POSITION 1 + TOPIC POSITION 1',
+        ),
+        (
+            'publish topic "a" with TOPIC POSITION 0',
+            [("keyword-case", 5), ("keyword-case", 13), ("keyword-case", 23), ("topic-position-zero", 28)],
+            'PUBLISH TOPIC "a" WITH TOPIC POSITION 1',
+        ),
+        ('PUBLISH TOPIC "a"', [("missing-with", 5)], None),
+    ],
+)
+def test_every_mistake_of_a_line_is_told_with_the_line_as_it_should_be(
+    line: str, rules: list[tuple[str, int]], corrected: str | None
+) -> None:
+    problems = analyse(f'DEFINE ACTION A\nON TOPIC "x/+" DO\n    {line}').problems
+
+    assert [(each.rule, each.column) for each in problems] == rules
+    assert {each.suggestion for each in problems} == {corrected and f"    {corrected}"}
+
+
 def test_every_mistake_of_a_program_is_told_at_once() -> None:
     code = """\
 DEFINE ACTION "One"
