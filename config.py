@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from dotenv.parser import parse_stream
 from platformdirs import user_state_path
@@ -44,8 +44,9 @@ ENV_FILE = Path(__file__).with_name(".env")
 
 # Never shown. Each may also come from NAME_FILE or from a file in $CREDENTIALS_DIRECTORY, and so may the user name,
 # which people keep beside the password.
-SECRETS = ("MQTT_PASSWORD", "MQTT_CLIENT_KEY_PASSWORD")
+SECRETS = ("MQTT_PASSWORD", "MQTT_CLIENT_KEY_PASSWORD", "DO_AGENT_API_KEY")
 FROM_FILE = (*SECRETS, "MQTT_USER")
+_ADDRESSES = ("MQTT_BROKER", "COPILOT_URL", "LOT_VERIFIER_API_URL")
 
 # What other programs call our settings, where spelling alone would not find the name meant.
 _CALLED_ELSEWHERE = {
@@ -219,6 +220,28 @@ class Logs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CopilotConfig:
+    """The Coreflux Copilot, and the LoT verifier beside it.
+
+    Attributes:
+        url: Where questions go; None when there is no Copilot.
+        key: What it knows us by.
+        timeout_s: How long one question may take, everything included.
+        verifier_url: Where LoT is checked besides here; None when it is not.
+    """
+
+    url: str | None = None
+    key: SecretStr | None = None
+    timeout_s: int = 60
+    verifier_url: str | None = None
+
+    @property
+    def missing(self) -> list[str]:
+        """The settings without which there is no Copilot."""
+        return [name for name, value in (("DO_AGENT_API_KEY", self.key), ("COPILOT_URL", self.url)) if not value]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings, checked against each other.
 
@@ -226,6 +249,7 @@ class Config:
         broker: The broker and, within, TLS.
         bounds: Limits on memory and sizes.
         logs: Logging.
+        copilot: The Coreflux Copilot.
         access_mode: What the assistant may do.
         action_tools: Whether each action of a Coreflux broker that runs on request is a tool of its own.
         warnings: Sentences about settings that work but should not stay so, for the log and `server_status`.
@@ -236,6 +260,7 @@ class Config:
     broker: BrokerConfig = field(default_factory=BrokerConfig)
     bounds: Bounds = field(default_factory=Bounds)
     logs: Logs = field(default_factory=Logs)
+    copilot: CopilotConfig = field(default_factory=CopilotConfig)
     access_mode: AccessMode = "write"
     action_tools: bool = False
     warnings: tuple[str, ...] = ()
@@ -273,6 +298,7 @@ class Config:
         settings = _check(values, report)
         tls = _tls(settings, report)
         broker = _broker(settings, tls, report)
+        copilot = _copilot(settings, report)
         report.warnings.extend(_misspellings(environ.keys() | dotenv.keys()))
         (report.problems if settings.STRICT_PERMISSIONS else report.warnings).extend(report.exposed)
 
@@ -287,6 +313,7 @@ class Config:
                 max_payload_bytes=settings.MAX_PAYLOAD_BYTES,
             ),
             logs=Logs(level=settings.LOG_LEVEL, format=settings.LOG_FORMAT, file=settings.LOG_FILE),
+            copilot=copilot,
             access_mode=settings.ACCESS_MODE,
             action_tools=settings.ACTION_TOOLS,
             warnings=tuple(report.warnings),
@@ -443,6 +470,35 @@ def _ws_path(text: str) -> str:
     return text
 
 
+def _header_value(secret: SecretStr) -> SecretStr:
+    if not re.fullmatch(r"[!-~]{1,4096}", secret.get_secret_value()):
+        raise ValueError("it cannot be sent in a header")
+    return secret
+
+
+def _web_url(text: str) -> str:
+    try:
+        url = urlsplit(text)
+        good = url.scheme in ("http", "https") and "@" not in url.netloc and not url.fragment and url.port != 0
+    except ValueError:  # its text has the port, which may be a part of a password
+        good = False
+    if not good or not (_is_ip_address(url.hostname or "") or _is_host_name(url.hostname or "")):
+        raise ValueError("it is no URL of the web, or has a login or a fragment")
+    return text
+
+
+def _copilot_url(text: str) -> str:
+    """Complete the address of an agent: people paste it with or without the path of the API."""
+    url = urlsplit(_web_url(text))
+    if url.scheme == "http" and not _is_loopback(url.hostname or ""):
+        raise ValueError("the key would travel unencrypted")
+    path = url.path.rstrip("/")
+    if not path.endswith("/chat/completions"):
+        path = f"{path or '/api/v1'}/chat/completions"
+        return urlunsplit((url.scheme, url.netloc, path, url.query or "agent=true", ""))
+    return text
+
+
 def _size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if not match:
@@ -540,6 +596,17 @@ class _Settings(BaseSettings):
     )
     MQTT_TLS_SERVER_NAME: Annotated[str, AfterValidator(_host)] | None = Field(None, description="a host name in ASCII")
     MQTT_TLS_INSECURE: bool = Field(default=False, description=_FLAG)
+
+    DO_AGENT_API_KEY: Annotated[SecretStr, AfterValidator(_header_value)] | None = Field(
+        None, description="the access key of the agent's endpoint, in ASCII and without blanks"
+    )
+    COPILOT_URL: Annotated[str, AfterValidator(_copilot_url)] | None = Field(
+        None, description="an https URL without a login, like https://NAME.agents.do-ai.run"
+    )
+    COPILOT_TIMEOUT_S: int = _number(60, 1, 600)
+    LOT_VERIFIER_API_URL: Annotated[str, AfterValidator(_web_url)] | None = Field(
+        None, description="an http or https URL without a login"
+    )
 
     ACCESS_MODE: Annotated[AccessMode, _Lower] = Field("write", description="read, write or admin")
     ACTION_TOOLS: bool = Field(default=False, description=_FLAG)
@@ -673,7 +740,7 @@ def _check(values: Mapping[str, str], report: _Report) -> _Settings:
 
 def _told(name: str, text: str) -> str:
     """Name a setting and, unless it is or may hold a secret, its value."""
-    hidden = name in SECRETS or (name == "MQTT_BROKER" and not _BROKER_WITHOUT_A_PASSWORD.fullmatch(text))
+    hidden = name in SECRETS or (name in _ADDRESSES and not _BROKER_WITHOUT_A_PASSWORD.fullmatch(text))
     return f"{name} (not shown)" if hidden else f"{name}={_shown(text)}"
 
 
@@ -769,6 +836,21 @@ def _broker(settings: _Settings, tls: TLSConfig | None, report: _Report) -> Brok
     )
     _judge(broker, report)
     return broker
+
+
+def _copilot(settings: _Settings, report: _Report) -> CopilotConfig:
+    copilot = CopilotConfig(
+        url=settings.COPILOT_URL,
+        key=settings.DO_AGENT_API_KEY,
+        timeout_s=settings.COPILOT_TIMEOUT_S,
+        verifier_url=settings.LOT_VERIFIER_API_URL,
+    )
+    if len(copilot.missing) == 1 and not {"COPILOT_URL", "DO_AGENT_API_KEY"} <= report.given:
+        report.warnings.append(f"There is no Copilot without {copilot.missing[0]}: set it too.")
+    verifier = urlsplit(copilot.verifier_url or "")
+    if verifier.scheme == "http" and not _is_loopback(verifier.hostname or ""):
+        report.warnings.append(f"LoT travels unencrypted to {verifier.hostname}: LOT_VERIFIER_API_URL has no https.")
+    return copilot
 
 
 def _judge(broker: BrokerConfig, report: _Report) -> None:

@@ -9,6 +9,8 @@
     * NotCorefluxError       the broker has no Coreflux command channel
     * NoSuchEntityError      the broker has no entity of that name
     * BrokerSilentError      the broker did not answer in time, or the connection broke: the outcome is not known
+  * ServiceError             the Copilot or the LoT verifier
+    * ServiceSilentError     it did not answer, or not to the end
 
 Each text is written for the assistant or the operator: what happened, with what, and what would help.
 """
@@ -48,3 +50,11 @@ class NoSuchEntityError(BrokerError):
 
 class BrokerSilentError(BrokerError):
     """The request went out and its outcome is not known."""
+
+
+class ServiceError(BridgeError):
+    """The Copilot, or the LoT verifier, answered with nothing that is of use."""
+
+
+class ServiceSilentError(ServiceError):
+    """It could not be reached, or did not answer in time or to the end."""

@@ -1,4 +1,4 @@
-"""Secrets and certificates that change while the server runs: read again, hidden, and handed to the connection."""
+"""Secrets and certificates that change while the server runs: read again, hidden, and handed to the connections."""
 
 import asyncio
 import logging
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from config import BrokerConfig, Config
+from config import Config
 from errors import ConfigError
 
 LOOK_EVERY_S: Final = 2.0
@@ -21,7 +21,7 @@ _Seen = dict[str, tuple[int, int, int] | None]
 
 @asynccontextmanager
 async def rotating(
-    config: Config, read: Callable[[], Config], use: Callable[[BrokerConfig], None]
+    config: Config, read: Callable[[], Config], use: Callable[[Config], None]
 ) -> AsyncIterator[Callable[[], None]]:
     """While in context, `use` what `read` returns whenever one of the files of `config` has changed.
 
@@ -39,7 +39,7 @@ async def rotating(
 
 
 async def _follow(
-    config: Config, read: Callable[[], Config], use: Callable[[BrokerConfig], None], asked: asyncio.Event
+    config: Config, read: Callable[[], Config], use: Callable[[Config], None], asked: asyncio.Event
 ) -> None:
     seen: _Seen = {}
     while True:
@@ -73,12 +73,12 @@ def _look(files: Mapping[str, Path]) -> _Seen:
     return seen
 
 
-def _take_over(old: Config, fresh: Config, changed: list[str], use: Callable[[BrokerConfig], None]) -> None:
+def _take_over(old: Config, fresh: Config, changed: list[str], use: Callable[[Config], None]) -> None:
     for warning in fresh.warnings:
         if warning not in old.warnings:
             logger.warning("%s", warning)
-    if fresh.broker.with_secrets_of(old.broker) != fresh.broker:
+    if fresh.broker.with_secrets_of(old.broker) != fresh.broker or fresh.copilot.key != old.copilot.key:
         changed = changed or ["a secret"]
     if changed:
         logger.info("%s changed: used from the next connection on", ", ".join(changed))
-        use(fresh.broker)
+        use(fresh)

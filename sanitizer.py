@@ -505,6 +505,15 @@ def hide_secrets(text: str) -> str:
     return _LONG_WORD.sub(_without_credentials, text)
 
 
+def shortened(text: str, characters: int) -> str:
+    """Return the beginning of a text, its secrets hidden before it is cut: a halved secret is not recognised."""
+    hidden = hide_secrets(text[: characters + _LONGEST_HALVED])
+    return hidden if len(hidden) <= characters else f"{hidden[:characters]}…"
+
+
+_LONGEST_HALVED: Final = 4096
+
+
 def make_sanitizer(known: Iterable[str] = ()) -> Callable[[str], str]:
     """Make a `sanitize` that also hides `known`, and what `install` and `add_known` were given or will be."""
     own = _KnownValues(known)

@@ -26,6 +26,7 @@ from mcp.server import MCPServer
 import logs
 from backups import Backups
 from config import ENV_FILE, Config, settings_to_pass_on
+from copilot_client import CopilotClient
 from coreflux import Coreflux
 from errors import BridgeError, ConfigError
 from inbox import Inbox
@@ -34,6 +35,7 @@ from resources import Resources
 from rotation import rotating
 from sanitizer import hide_secrets, make_sanitizer
 from tools.actions import ActionTools
+from tools.copilot import Copilot
 from tools.expose import last_look
 from tools.lot import Lot
 from tools.messaging import Messaging
@@ -54,18 +56,20 @@ STOP_TIMEOUT_S: Final = 0.3
 logger = logging.getLogger(__name__)
 
 
-def build_server(config: Config, broker: Broker) -> MCPServer[None]:
-    """Make the server with the tools that the access mode has, on a broker that somebody else opens and closes."""
+def build_server(config: Config, broker: Broker, copilot: CopilotClient | None = None) -> MCPServer[None]:
+    """Make the server with the tools that the access mode has; broker and Copilot are opened and closed elsewhere."""
+    copilot = copilot or CopilotClient(config.copilot)
     backups = Backups(config.state_dir / "backups")
     coreflux = Coreflux(broker)
-    lot = Lot(broker, coreflux, backups, config.bounds)
+    lot = Lot(broker, coreflux, copilot, backups, config.bounds)
     actions = None
     if config.action_tools and config.access_mode != "read":
         actions = ActionTools(coreflux, lot.lot_run_action)
     tools = [
-        *ServerStatus(broker, coreflux.identity, config, backups, actions, NAME, VERSION).tools(),
+        *ServerStatus(broker, coreflux.identity, copilot, config, backups, actions, NAME, VERSION).tools(),
         *Messaging(broker, config.bounds).tools(config.access_mode),
         *lot.tools(config.access_mode),
+        *Copilot(copilot, broker, coreflux, config.bounds).tools(),
     ]
     server: MCPServer[None] = MCPServer(
         NAME,
@@ -101,11 +105,15 @@ async def serve_stdio(config: Config, read_again: Callable[[], Config]) -> None:
     stop = asyncio.Event()
     _on_signals(stop.set, "SIGTERM", "SIGINT", "SIGBREAK")
     _on_closed_stdout(stop.set)
-    async with open_broker(config) as broker, rotating(config, read_again, broker.renew) as look_now:
+    async with (
+        open_broker(config) as broker,
+        CopilotClient(config.copilot) as copilot,
+        rotating(config, read_again, partial(_renew, broker, copilot)) as look_now,
+    ):
         _on_signals(look_now, "SIGHUP")
         gc.freeze()
         gc.enable()
-        serving = asyncio.create_task(build_server(config, broker).run_stdio_async(), name="mcp.serve")
+        serving = asyncio.create_task(build_server(config, broker, copilot).run_stdio_async(), name="mcp.serve")
         stopping = asyncio.create_task(stop.wait(), name="signals")
         await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
@@ -118,6 +126,11 @@ async def serve_stdio(config: Config, read_again: Callable[[], Config]) -> None:
         # The SDK's thread still reads stdin and cannot be interrupted; everything else is closed by now.
         logging.shutdown()
         os._exit(0)
+
+
+def _renew(broker: MqttClient, copilot: CopilotClient, config: Config) -> None:
+    broker.renew(config.broker)
+    copilot.renew(config.copilot)
 
 
 def _on_signals(react: Callable[[], None], *names: str) -> None:

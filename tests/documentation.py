@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from config import Config
+from pydantic import SecretStr
+
+from config import Config, CopilotConfig
 from server import build_server
 from tests.assistant import assistant
 from tests.fake_broker import FakeBroker
@@ -15,11 +17,13 @@ ROOT: Final = Path(__file__).parents[1]
 README: Final = ROOT / "README.md"
 SNAPSHOT: Final = ROOT / "tests" / "tools_list.json"
 MODES: Final = ("read", "write", "admin")
+COPILOT: Final = CopilotConfig(url="https://copilot.example", key=SecretStr("key"))
+"""With which the tools of the Copilot are there."""
 
 
 async def list_tools(config: Config | None = None) -> list[dict[str, Any]]:
     """List the tools as a client gets them."""
-    async with assistant(build_server(config or Config(access_mode="admin"), FakeBroker())) as me:
+    async with assistant(build_server(config or Config(access_mode="admin", copilot=COPILOT), FakeBroker())) as me:
         tools = (await me.client.list_tools()).tools
     return [tool.model_dump(mode="json", by_alias=True, exclude_none=True) for tool in tools]
 
@@ -28,7 +32,7 @@ async def tools_table() -> str:
     """Write the table of tools."""
     lowest: dict[str, str] = {}
     for mode in MODES:
-        for tool in await list_tools(Config(access_mode=mode)):
+        for tool in await list_tools(Config(access_mode=mode, copilot=COPILOT)):
             lowest.setdefault(tool["name"], mode)
     rows = [f"| `{tool['name']}` | {lowest[tool['name']]} | {tool['description']} |" for tool in await list_tools()]
     return "\n".join(["| tool | from mode | what it does |", "| --- | --- | --- |", *rows])

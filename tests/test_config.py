@@ -117,6 +117,24 @@ def test_a_client_id_is_random_unless_it_is_set() -> None:
         ("MQTT_SESSION_EXPIRY_S", "4294967295", "broker.session_expiry_s", 4_294_967_295),
         ("MQTT_CONNECT_TIMEOUT_S", "1", "broker.connect_timeout_s", 1),
         ("MQTT_CONNECT_TIMEOUT_S", "300", "broker.connect_timeout_s", 300),
+        ("COPILOT_TIMEOUT_S", "600", "copilot.timeout_s", 600),
+        ("COPILOT_URL", "https://a.example", "copilot.url", "https://a.example/api/v1/chat/completions?agent=true"),
+        (
+            "COPILOT_URL",
+            "https://a.example/api/v1/",
+            "copilot.url",
+            "https://a.example/api/v1/chat/completions?agent=true",
+        ),
+        ("COPILOT_URL", "https://a.example?x=1", "copilot.url", "https://a.example/api/v1/chat/completions?x=1"),
+        (
+            "COPILOT_URL",
+            "https://a.example/v1/chat/completions",
+            "copilot.url",
+            "https://a.example/v1/chat/completions",
+        ),
+        ("COPILOT_URL", "http://[::1]:8080/", "copilot.url", "http://[::1]:8080/api/v1/chat/completions?agent=true"),
+        ("LOT_VERIFIER_API_URL", "https://v.example/check", "copilot.verifier_url", "https://v.example/check"),
+        ("ACTION_TOOLS", "yes", "action_tools", True),
         ("ACCESS_MODE", "read", "access_mode", "read"),
         ("ACCESS_MODE", "Admin", "access_mode", "admin"),
         ("MAX_PAYLOAD_BYTES", "1", "bounds.max_payload_bytes", 1),
@@ -144,6 +162,7 @@ def test_an_accepted_value_arrives(name: str, text: str, where: str, value: obje
     assert operator.attrgetter(where)(read(**{name: text})) == value
 
 
+COPILOT = "expected an https URL without a login, like https://NAME.agents.do-ai.run."
 WHOLE_NUMBER = "expected a whole number from {} to {}."
 SIZE = "expected a size like 4096, 16 KiB or 64MiB, from {} to {}."
 FLAG = "expected true or false, yes or no, on or off, 1 or 0."
@@ -190,6 +209,14 @@ FLAG = "expected true or false, yes or no, on or off, 1 or 0."
         ("MQTT_TLS_MIN_VERSION", "1.1", "expected 1.2 or 1.3."),
         ("MQTT_TLS_CIPHERS", "NO-SUCH-CIPHER", "expected an OpenSSL cipher list."),
         ("MQTT_TLS_SERVER_NAME", "broker:8883", "expected a host name in ASCII."),
+        ("COPILOT_TIMEOUT_S", "0", WHOLE_NUMBER.format(1, 600)),
+        ("COPILOT_URL", "a.example", COPILOT),
+        ("COPILOT_URL", "ftp://a.example", COPILOT),
+        ("COPILOT_URL", "http://a.example", COPILOT),  # the key would travel in clear
+        ("COPILOT_URL", "https://a.example:99999", COPILOT),
+        ("COPILOT_URL", "https://", COPILOT),
+        ("LOT_VERIFIER_API_URL", "verifier", "expected an http or https URL without a login."),
+        ("ACTION_TOOLS", "some", FLAG),
         ("ACCESS_MODE", "root", "expected read, write or admin."),
         ("LOG_LEVEL", "TRACE", "expected DEBUG, INFO, WARNING, ERROR, CRITICAL or NONE."),
         ("LOG_FORMAT", "xml", "expected text or json."),
@@ -201,6 +228,35 @@ def test_a_refused_value_is_told_with_its_name_and_what_is_accepted(name: str, t
 
     assert line.startswith(f"{name}={text!r}: ")
     assert line.endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("COPILOT_URL", "https://me:hunter2@a.example"),
+        ("COPILOT_URL", "https://a.example:hunter2"),
+        ("LOT_VERIFIER_API_URL", "https://hunter2@a.example"),
+        ("DO_AGENT_API_KEY", "Bearer hunter2"),
+        ("DO_AGENT_API_KEY", "hünter2hunter2"),
+        ("DO_AGENT_API_KEY", "hunter2\nX-More: 1"),
+    ],
+)
+def test_a_key_or_an_address_with_a_login_is_refused_and_not_shown(name: str, text: str) -> None:
+    (line,) = problems({name: text})
+
+    assert line.startswith(f"{name} (not shown): ")
+    assert "hunter2" not in line
+
+
+def test_half_a_copilot_and_a_verifier_without_tls_are_told() -> None:
+    assert read(COPILOT_URL="https://a.example").warnings == (
+        "There is no Copilot without DO_AGENT_API_KEY: set it too.",
+    )
+    assert read(DO_AGENT_API_KEY="abc").warnings == ("There is no Copilot without COPILOT_URL: set it too.",)
+    assert read(COPILOT_URL="https://a.example", DO_AGENT_API_KEY="abc").copilot.missing == []
+    (told,) = read(LOT_VERIFIER_API_URL="http://v.example/check").warnings
+    assert "unencrypted to v.example" in told
+    assert read(LOT_VERIFIER_API_URL="http://localhost:8080").warnings == ()
 
 
 @pytest.mark.parametrize("name", ["MQTT_USER", "MQTT_CLIENT_ID", "MQTT_PASSWORD"])

@@ -21,15 +21,17 @@ import pytest
 from mcp.client import Client
 from mcp.shared.exceptions import MCPError
 from mcp.types import ResourceTemplateReference
+from pydantic import SecretStr
 
 import sanitizer
 from backups import Backups, Saved
-from config import Config
+from config import Config, CopilotConfig
 from sanitizer import MARKER
 from server import build_server
 from tests.assistant import ERAS, Era
 from tests.child import COMMAND, Child, settings
 from tests.documentation import ROOT
+from tests.doubles.copilot import CHAT, CopilotDouble, completion, failure, not_json, redirect
 from tests.fake_broker import FakeBroker
 
 pytestmark = pytest.mark.anyio
@@ -67,6 +69,7 @@ FRAGMENTS = (
 WRITERS = {"write", "writelines", "print", "write_text", "write_bytes", "report_progress", "send", "fdopen"}
 
 EXITS = {
+    ("copilot_client", "self._client().send"): "test_every_tool",
     ("client_config", "sys.stdout.write"): "test_the_command_line",
     ("client_config", "sys.stderr.write"): "test_the_command_line",
     ("backups", "os.fdopen"): "test_what_is_kept_of_a_deployment",
@@ -189,9 +192,10 @@ def test_everything_that_is_logged(tmp_path: Path, form: str) -> None:
 class Exchange:
     """A client, what it did, and everything it was sent."""
 
-    def __init__(self, client: Client, broker: FakeBroker) -> None:
+    def __init__(self, client: Client, broker: FakeBroker, copilot: CopilotDouble) -> None:
         self.client = client
         self.broker = broker
+        self.copilot = copilot
         self.received = ""
 
     async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -347,6 +351,35 @@ async def diagnosis(x: Exchange, text: str) -> None:
     await x.call("lot_diagnose", kind="action", name="Beat")
 
 
+async def question(x: Exchange, text: str) -> None:
+    along = {"include_topics": [quote(text, safe="")], "include_entities": ["action/Beat"]}
+    replying(x, text)
+    x.broker.send(quote(text, safe=""), text.encode(), retain=True)
+    guardrails = {"triggered_guardrails": [{"message": text, "rule_name": text}]}
+    sources = {"retrieved_data": [{"id": text, "filename": text}]}
+    x.copilot.answer(
+        completion(text, text, retrieval=sources, guardrails=guardrails),
+        failure(400, {"message": text}),
+        failure(422, {"detail": [{"msg": text}]}),
+        not_json(text),
+        redirect(f"https://plant.example/{quote(text)}"),
+    )
+    for _ in range(5):
+        await x.call("copilot_ask", question=text, context=text, **along)
+    for wrong in (
+        {"include_topics": [f"{text}/#"]},
+        {"include_entities": [text]},
+        {"include_entities": [f"rule/{text}"]},
+    ):
+        await x.call("copilot_ask", question=text, **wrong)
+
+
+async def generation(x: Exchange, text: str) -> None:
+    code = f'```lot\nDEFINE ACTION A\nON START DO\n    PUBLISH TOPIC "a" WITH "{text}" nonsense\n```\n{text}'
+    x.copilot.answer(completion(code))
+    await x.call("copilot_generate_lot", task=text, context=text)
+
+
 async def command(x: Exchange, text: str) -> None:
     replying(x, text)
     await x.call("coreflux_command", command="-addUser bob x")
@@ -372,6 +405,8 @@ TOOLS: dict[str, Callable[[Exchange, str], Awaitable[None]]] = {
     "lot_run_action": action,
     "lot_diagnose": diagnosis,
     "coreflux_command": command,
+    "copilot_ask": question,
+    "copilot_generate_lot": generation,
 }
 
 
@@ -383,15 +418,22 @@ async def test_every_tool(tool: str, form: str, tmp_path: Path, monkeypatch: pyt
     for name in ("coreflux._QUIET_S", "identity._WAIT_S", "deployment.APPEAR_TIMEOUT_S", "tools.lot._TRACE_S"):
         monkeypatch.setattr(name, 0.02)
     broker, text = FakeBroker(), HOSTILE[form]
-    async with Client(build_server(Config(access_mode="admin", state_dir=tmp_path), broker)) as client:
-        x = Exchange(client, broker)
-        await TOOLS[tool](x, text)
-        await x.call(tool, **{text: text})
-        for argument in (await schema_of(client, tool))["properties"]:
-            await x.call(tool, **{argument: {"wrong": text}})
+    async with CopilotDouble() as copilot:
+        config = Config(access_mode="admin", state_dir=tmp_path, copilot=knowing(copilot))
+        async with Client(build_server(config, broker)) as client:
+            x = Exchange(client, broker, copilot)
+            await TOOLS[tool](x, text)
+            await x.call(tool, **{text: text})
+            for argument in (await schema_of(client, tool))["properties"]:
+                await x.call(tool, **{argument: {"wrong": text}})
 
     assert MARKER in x.received
     assert_hidden(x.received)
+    assert_hidden(b"".join(request.body for request in copilot.requests).decode())
+
+
+def knowing(copilot: CopilotDouble) -> CopilotConfig:
+    return CopilotConfig(url=f"{copilot.url}{CHAT}", key=SecretStr(copilot.key))
 
 
 async def schema_of(client: Client, tool: str) -> dict[str, Any]:
@@ -399,7 +441,8 @@ async def schema_of(client: Client, tool: str) -> dict[str, Any]:
 
 
 async def test_every_tool_goes_through_the_test() -> None:
-    async with Client(build_server(Config(access_mode="admin"), FakeBroker())) as client:
+    config = Config(access_mode="admin", copilot=CopilotConfig(url="https://x", key=SecretStr("k")))
+    async with Client(build_server(config, FakeBroker())) as client:
         assert {tool.name for tool in (await client.list_tools()).tools} == set(TOOLS)
         assert client.server_capabilities.logging is None
 
@@ -417,7 +460,7 @@ async def test_every_resource_and_prompt(form: str, era: Era, monkeypatch: pytes
     config = Config(access_mode="admin", action_tools=True)
     async with Client(build_server(config, broker), mode=era) as client:
         async with asyncio.timeout(10):
-            while len(tools := (await client.list_tools()).tools) == len(TOOLS):
+            while not (tools := (await client.list_tools()).tools)[-1].name.startswith("run_"):
                 await asyncio.sleep(0.01)
         said.append(tools[-1].model_dump_json())
         said.append((await client.call_tool("run_Beat", {text: text})).model_dump_json())
@@ -580,6 +623,8 @@ def test_secrets_are_opened_only_where_a_library_gets_them() -> None:
 
     assert opened == {
         ("config.py", "_mqtt_secret"),  # its length is checked
+        ("config.py", "_header_value"),  # and its characters
+        ("copilot_client.py", "ask"),
         ("mqtt_failures.py", "tls_context"),
         ("mqtt_link.py", "_make_paho"),
         ("demo.py", "_run"),  # the plant of the demo logs in too

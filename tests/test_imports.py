@@ -14,7 +14,7 @@ FILES = {
     )
 }
 
-BRIDGE = {"config", "errors", "inbox", "mqtt_client", "mqtt_link", "sanitizer", "topics"}
+BRIDGE = {"config", "copilot_client", "errors", "inbox", "mqtt_client", "mqtt_link", "sanitizer", "topics"}
 OURS = {
     "errors": set(),
     "sanitizer": set(),
@@ -29,6 +29,7 @@ OURS = {
     "backups": {"errors", "lot"},
     "deployment": {"backups", "coreflux", "errors", "lot"},
     "restore": {"backups", "config", "coreflux", "deployment", "errors", "inbox", "lot", "mqtt_client", "screen"},
+    "copilot_client": {"config", "errors", "sanitizer"},
     "logs": {"config", "errors", "sanitizer"},
     "mqtt_failures": {"config", "errors", "topics"},
     "mqtt_link": {"config", "dispatch", "errors", "mqtt_failures", "mqtt_packets", "topics"},
@@ -39,10 +40,22 @@ OURS = {
     "tools.conditions": {"errors", "inbox", "topics"},
     "tools.expose": {"errors", "sanitizer", "topics"},
     "tools.changes": set(),
-    "tools.actions": {"coreflux", "errors", "lot", "tools.answers", "tools.changes", "tools.expose", "tools.lot"},
-    "tools.lot": BRIDGE | {"backups", "coreflux", "deployment", "lot", "tools.answers", "tools.expose"},
+    "tools.actions": {
+        "coreflux",
+        "errors",
+        "lot",
+        "sanitizer",
+        "tools.answers",
+        "tools.changes",
+        "tools.expose",
+        "tools.lot",
+    },
+    "tools.copilot": BRIDGE | {"coreflux", "lot", "tools.answers", "tools.expose", "tools.lot"},
+    "tools.lot": BRIDGE
+    | {"backups", "copilot_client", "coreflux", "deployment", "lot", "tools.answers", "tools.expose"},
     "tools.messaging": BRIDGE | {"coreflux", "tools.answers", "tools.conditions", "tools.expose"},
-    "tools.status": BRIDGE | {"backups", "identity", "tools.actions", "tools.answers", "tools.expose"},
+    "tools.status": BRIDGE
+    | {"backups", "copilot_client", "identity", "tools.actions", "tools.answers", "tools.expose"},
     "resources": {"config", "coreflux", "errors", "lot", "tools.answers", "topics"},
     "client_config": {"config", "errors", "sanitizer"},
     "screen": {"sanitizer"},
@@ -73,6 +86,7 @@ ONLY_IN = {
     "dotenv": {"config"},
     "platformdirs": {"config"},
     "lark": {"lot"},
+    "httpx2": {"copilot_client"},
     "rich": {"demo", "screen"},
 }
 """The outside things of which only these files know."""

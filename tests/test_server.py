@@ -10,7 +10,7 @@ import server
 from config import Config
 from server import build_server
 from tests.assistant import assistant
-from tests.documentation import list_tools
+from tests.documentation import COPILOT, MODES, list_tools
 from tests.fake_broker import FakeBroker
 
 pytestmark = pytest.mark.anyio
@@ -31,8 +31,10 @@ async def test_a_tool_above_the_access_mode_is_not_there(access: Any, names: lis
 
 
 async def test_the_default_tools_stay_within_their_share_of_the_context() -> None:
-    """16 KB for the default set of 17 tools, 15 of which are here."""
-    assert len(json.dumps({"tools": await list_tools(Config())}, separators=(",", ":"))) <= 16_000 * 15 / 17
+    """16 KB for the default set with the Copilot, and for all 20 tools (design, section 6)."""
+    for mode in MODES:
+        tools = await list_tools(Config(access_mode=mode, copilot=COPILOT))
+        assert len(json.dumps({"tools": tools}, separators=(",", ":"))) <= 1 << 14
 
 
 async def test_every_tool_has_title_description_and_explicit_hints() -> None:
@@ -64,7 +66,11 @@ async def test_status_tells_everything_it_promises() -> None:
     ]
     assert status["buffer"] == {"messages": 0, "bytes": 0, "max_messages": 1000, "max_bytes": 1 << 20, "dropped": 0}
     assert status["policy"] == {"access": "write"}
-    assert status["copilot"] == {"configured": False, "reachable": None}
+    assert status["copilot"] == {
+        "configured": False,
+        "reachable": None,
+        "missing": ["DO_AGENT_API_KEY", "COPILOT_URL"],
+    }
     assert status["advice"] == ["Beware."]
 
 

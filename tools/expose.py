@@ -106,7 +106,8 @@ def _in_words(problem: dict[str, Any], known: list[str]) -> str:
     if problem["type"] == "missing":
         return f"{where} is required"
     given = problem.get("input")
-    what = f", not {shown(given) if isinstance(given, str) else shown(repr(given))[1:-1]}"
+    what = hide_secrets(given if isinstance(given, str) else repr(given))  # before it is shortened, which halves them
+    what = f", not {shown(what) if isinstance(given, str) else shown(what)[1:-1]}"
     hint = " (pass JSON as text)" if problem["type"] == "string_type" and isinstance(given, dict | list) else ""
     return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}{what}"
 
@@ -150,7 +151,7 @@ async def last_look(ctx: ServerRequestContext[Any, Any], call_next: CallNext) ->
     return result
 
 
-async def tell_progress(context: Context[Any, Any], done: float, total: float, text: str) -> None:
+async def tell_progress(context: Context[Any, Any], done: float, total: float | None, text: str) -> None:
     """Report progress to a client that asked for it."""
     await context.report_progress(done, total, _fit_to_leave(text))
 
@@ -158,8 +159,10 @@ async def tell_progress(context: Context[Any, Any], done: float, total: float, t
 def lean(schema: dict[str, Any]) -> dict[str, Any]:
     """Take out of an input schema what every session would pay for and no model needs.
 
-    Titles repeat names; `null` beside a type, or an empty text as default, only says that an argument may be left out.
+    Titles repeat names; `null` beside a type, or an empty text as default, only says that an argument may be left out;
+    a definition that is used once stands where it is used (none of ours refers to itself).
     """
+    definitions = schema.pop("$defs", {})
 
     def trim(node: Any, *, names: bool = False) -> Any:
         if isinstance(node, list):
@@ -170,8 +173,10 @@ def lean(schema: dict[str, Any]) -> dict[str, Any]:
             kinds = [kind for kind in node["anyOf"] if kind != {"type": "null"}]
             if len(kinds) == 1:
                 node = {key: value for key, value in node.items() if key not in ("anyOf", "default")} | kinds[0]
+        if not names and "$ref" in node:
+            node = definitions[node["$ref"].rpartition("/")[2]] | {k: v for k, v in node.items() if k != "$ref"}
         return {
-            key: trim(value, names=not names and key in ("properties", "$defs"))
+            key: trim(value, names=not names and key == "properties")
             for key, value in node.items()
             if names or (key != "title" and (key, value) != ("default", ""))
         }
@@ -181,7 +186,7 @@ def lean(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def outline(schema: dict[str, Any]) -> dict[str, Any]:
-    """Reduce an output schema to the names and types of the answer's fields; the answer shows what is inside."""
+    """Reduce an output schema to the names and types of the fields that every answer has; the answer shows the rest."""
 
     def kind(node: dict[str, Any]) -> dict[str, Any]:
         if "anyOf" in node:
@@ -191,4 +196,5 @@ def outline(schema: dict[str, Any]) -> dict[str, Any]:
         known = node.keys() & {"type", "$ref", "allOf", "properties"}
         return {"type": node.get("type", "object")} if known else {}
 
-    return {"type": "object", "properties": {name: kind(node) for name, node in schema["properties"].items()}}
+    always = schema.get("required", [])
+    return {"type": "object", "properties": {name: kind(schema["properties"][name]) for name in always}}

@@ -10,13 +10,14 @@ from pydantic import BaseModel, Field
 
 from backups import Backups, Saved
 from config import AccessMode, Bounds
+from copilot_client import CopilotClient, Finding
 from coreflux import ROOTS, Coreflux, Entity, Reply, check_name, find, named
 from deployment import Outcome, Step, deploy, plan
-from errors import BridgeError, BrokerError, BrokerRefusedError, InputError
+from errors import BridgeError, BrokerError, BrokerRefusedError, InputError, ServiceError
 from inbox import Message
-from lot import Analysis, Problem, analyse
+from lot import Problem, analyse
 from mqtt_client import Broker
-from sanitizer import hide_secrets
+from sanitizer import hide_secrets, shortened
 from tools.answers import size_of, visible
 from tools.expose import DELETES, READS, WRITES, expose
 from topics import TopicFilter
@@ -78,6 +79,7 @@ class ShownProblem(BaseModel):
     rule: str
     message: str
     suggestion: str | None = Field(default=None, exclude_if=lambda value: value is None)
+    origin: Literal["local", "broker", "verifier"] = Field(default="local", exclude_if=lambda value: value == "local")
 
 
 class Checked(BaseModel):
@@ -144,9 +146,12 @@ class DeploymentFailedError(BridgeError):
 class Lot:
     """What a Coreflux broker runs, for an assistant."""
 
-    def __init__(self, broker: Broker, coreflux: Coreflux, backups: Backups, bounds: Bounds) -> None:
+    def __init__(
+        self, broker: Broker, coreflux: Coreflux, copilot: CopilotClient, backups: Backups, bounds: Bounds
+    ) -> None:
         self._broker = broker
         self._coreflux = coreflux
+        self._copilot = copilot
         self._backups = backups
         self._bounds = bounds
         self._deploying = asyncio.Lock()
@@ -195,17 +200,32 @@ class Lot:
         room = self._bounds.result_max_bytes
         if size_of(answer) > room:
             answer.truncated = True
-            answer.code = _cut(answer.code, room // 2)
-            answer.description, answer.error = _cut(answer.description, room // 8), _cut(answer.error, room // 8)
+            answer.code = shortened(answer.code, room // 2)
+            answer.description, answer.error = (
+                shortened(answer.description, room // 8),
+                shortened(answer.error, room // 8),
+            )
         return answer
 
     async def lot_check(self, code: Code) -> Checked:
         """Check LoT without a broker: every problem with line, column and correction. Use before lot_deploy."""
+        checked = await self._check(code)
+        if self._copilot.verifies:
+            try:
+                findings = await self._copilot.verify(hide_secrets(code))
+            except ServiceError as exc:
+                checked.verdict += f". {visible(str(exc))}"
+            else:
+                checked.problems += [_show_finding(finding) for finding in findings]
+                checked.verdict = f"{verdict(checked.problems)}; the LoT verifier was asked too"
+        return checked
+
+    async def _check(self, code: str) -> Checked:
         analysis = await asyncio.to_thread(analyse, hide_secrets(code))  # a message may quote a part of a line
         return Checked(
             definitions=[ShownDefinition(kind=d.kind, name=visible(d.name), line=d.line) for d in analysis.definitions],
-            problems=_show_problems(analysis.problems),
-            verdict=_verdict(analysis),
+            problems=show_problems(analysis.problems),
+            verdict=verdict(analysis.problems),
         )
 
     async def lot_deploy(self, code: Code, dry_run: bool = False) -> Deployed:
@@ -215,12 +235,12 @@ class Lot:
         """
         analysis = await asyncio.to_thread(analyse, code)
         clean = hide_secrets(code) == code
-        problems = _show_problems(analysis.problems) if clean else (await self.lot_check(code)).problems
+        problems = show_problems(analysis.problems) if clean else (await self._check(code)).problems
         empty = Deployed(plan=[], applied=[], rolled_back=False, backup_id=None, problems=problems)
         if not analysis.definitions:
             raise DeploymentFailedError("There is no definition in the text: nothing was sent.", empty)
         if analysis.errors:
-            raise DeploymentFailedError(f"{_verdict(analysis)}: nothing was sent. {_first(problems)}", empty)
+            raise DeploymentFailedError(f"{verdict(analysis.problems)}: nothing was sent. {_first(problems)}", empty)
         keys = [(each.kind, each.name) for each in analysis.definitions]
         if twice := [key for key in keys if keys.count(key) > 1]:
             raise InputError(f"{' '.join(twice[0])} is defined twice: nothing was sent.")
@@ -285,7 +305,7 @@ class Lot:
             answer.trace.pop()
             answer.truncated = True
         if size_of(answer) > self._bounds.result_max_bytes:
-            answer.report, answer.truncated = _cut(_text(answer.report), self._bounds.result_max_bytes // 2), True
+            answer.report, answer.truncated = shortened(_text(answer.report), self._bounds.result_max_bytes // 2), True
         return answer
 
     async def coreflux_command(self, command: Annotated[str, Field(min_length=2, max_length=1 << 20)]) -> Ran:
@@ -314,8 +334,8 @@ class Lot:
         )
         if size_of(answer) > self._bounds.result_max_bytes:
             answer.truncated = True
-            answer.data = _cut(_text(answer.data), self._bounds.result_max_bytes // 2)
-            answer.message = _cut(answer.message, self._bounds.result_max_bytes // 8)
+            answer.data = shortened(_text(answer.data), self._bounds.result_max_bytes // 2)
+            answer.message = shortened(answer.message, self._bounds.result_max_bytes // 8)
         return answer
 
 
@@ -325,13 +345,14 @@ def _show(entity: Entity) -> ShownEntity:
     return ShownEntity(
         kind=entity.kind,
         name=visible(entity.name),
-        description=visible(entity.description[:200]),
-        status=visible(connection[:100]),
-        error=visible(entity.error[:200]),
+        description=visible(shortened(entity.description, 200)),
+        status=visible(shortened(connection, 100)),
+        error=visible(shortened(entity.error, 200)),
     )
 
 
-def _show_problems(problems: Sequence[Problem]) -> list[ShownProblem]:
+def show_problems(problems: Sequence[Problem]) -> list[ShownProblem]:
+    """Show problems, errors first."""
     return [
         ShownProblem(
             severity=each.severity,
@@ -345,6 +366,17 @@ def _show_problems(problems: Sequence[Problem]) -> list[ShownProblem]:
     ]
 
 
+def _show_finding(finding: Finding) -> ShownProblem:
+    return ShownProblem(
+        severity=finding.severity,
+        line=finding.line,
+        column=finding.column,
+        rule="verifier",
+        message=visible(finding.message),
+        origin="verifier",
+    )
+
+
 def _broker_problems(outcome: Outcome) -> list[ShownProblem]:
     """Show what the broker itself found wrong; its lines count from the definition's first."""
     return [
@@ -353,6 +385,7 @@ def _broker_problems(outcome: Outcome) -> list[ShownProblem]:
             line=_number(error.get("line")),
             column=_number(error.get("column")),
             rule="broker",
+            origin="broker",
             message=visible(str(error.get("message", ""))),
         )
         for error in outcome.errors
@@ -368,13 +401,14 @@ def _show_step(step: Step) -> PlannedStep:
         kind=step.definition.kind,
         name=step.definition.name,
         change=step.change,
-        diff=_cut(visible(step.diff), _DIFF_CHARS),
+        diff=shortened(visible(step.diff), _DIFF_CHARS),
     )
 
 
-def _verdict(analysis: Analysis) -> str:
-    errors = len(analysis.errors)
-    warnings = len(analysis.problems) - errors
+def verdict(problems: Sequence[Problem | ShownProblem]) -> str:
+    """Say in a sentence what a check has found."""
+    errors = sum(each.severity == "error" for each in problems)
+    warnings = len(problems) - errors
     if errors:
         return f"{errors} error{'s' * (errors > 1)}, {warnings} warning{'s' * (warnings != 1)}"
     return f"{NOTHING_FOUND}; {warnings} warning{'s' * (warnings != 1)}" if warnings else NOTHING_FOUND
@@ -425,7 +459,3 @@ def _parsed(text: str) -> Any:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _cut(text: str, chars: int) -> str:
-    return text if len(text) <= chars else f"{text[:chars]}…"

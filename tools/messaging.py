@@ -56,7 +56,7 @@ _PROGRESS_S: Final = 1.0
 _ENVELOPE: Final = 64
 """Bytes an answer grows by when the fields around its messages are filled in."""
 
-Filter = Annotated[str, Field(description="topic filter; + matches one level, a last # all further")]
+Filter = Annotated[str, Field(description="with + and #")]
 Limit = Annotated[int, Field(ge=1, le=1000)]
 MaxBytes = Annotated[int | None, Field(ge=1024, le=1 << 20, description="of the whole answer")]
 QoS = Literal[0, 1, 2]

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 
 from backups import Backups
 from config import Config
+from copilot_client import CopilotClient
 from errors import BridgeError, BrokerError
 from identity import Identity, Make
 from mqtt_client import Broker
@@ -89,6 +90,8 @@ class CopilotFacts(BaseModel):
 
     configured: bool
     reachable: bool | None
+    missing: list[str] = Field(default=[], exclude_if=lambda value: not value)
+    """The settings that are."""
 
 
 class ProcessFacts(BaseModel):
@@ -120,6 +123,7 @@ class ServerStatus:
         self,
         broker: Broker,
         identity: Identity,
+        copilot: CopilotClient,
         config: Config,
         backups: Backups,
         actions: ActionTools | None,
@@ -128,6 +132,7 @@ class ServerStatus:
     ) -> None:
         self._broker = broker
         self._identity = identity
+        self._copilot = copilot
         self._config = config
         self._backups = backups
         self._actions = actions
@@ -142,7 +147,7 @@ class ServerStatus:
     async def server_status(self, check: bool = False) -> Status:
         """Report connection, subscriptions, buffer, access mode and advice. Use it first and when something fails.
 
-        check=true also makes a round trip to the broker.
+        check=true also makes a round trip to the broker and looks whether the Copilot is up.
         """
         await self._broker.first_attempt(_FIRST_ATTEMPT_S)
         state, inbox = self._broker.state, self._broker.inbox
@@ -174,6 +179,10 @@ class ServerStatus:
                 f"{inbox.dropped} messages did not stay in the buffer: read more often, subscribe to less, "
                 "or raise BUFFER_MAX_MESSAGES and BUFFER_MAX_BYTES."
             )
+        missing = self._copilot.missing
+        copilot = CopilotFacts(configured=not missing, reachable=None, missing=missing)
+        if check and not missing:
+            copilot.reachable = await self._copilot.health()
         return Status(
             server=ServerFacts(
                 name=self._name,
@@ -214,7 +223,7 @@ class ServerStatus:
                 dropped=inbox.dropped,
             ),
             policy=PolicyFacts(access=self._config.access_mode),
-            copilot=CopilotFacts(configured=False, reachable=None),
+            copilot=copilot,
             process=ProcessFacts(pid=os.getpid(), rss_mb=_rss_mb(), threads=threading.active_count()),
             advice=[visible(text) for text in advice],
         )
