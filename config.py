@@ -46,6 +46,7 @@ ENV_FILE = Path(__file__).with_name(".env")
 # which people keep beside the password.
 SECRETS = ("MQTT_PASSWORD", "MQTT_CLIENT_KEY_PASSWORD", "DO_AGENT_API_KEY")
 FROM_FILE = (*SECRETS, "MQTT_USER")
+PUBLISHED_PASSWORD = "coreflux"  # noqa: S105 - of `root`, in the vendor's quick starts  # nosec
 _ADDRESSES = ("MQTT_BROKER", "COPILOT_URL", "LOT_VERIFIER_API_URL")
 
 # What other programs call our settings, where spelling alone would not find the name meant.
@@ -677,7 +678,11 @@ def _gather(environ: Mapping[str, str], dotenv: Mapping[str, str], report: _Repo
     found = {name: _find(name, environ, dotenv, report) for name in SETTINGS}
     values = {name: text for name, text in found.items() if text is not None}
     for name in values.keys() & set(SECRETS):
-        add_known(values[name])
+        if values[name] == PUBLISHED_PASSWORD:
+            # Hiding it would hide the product's name in every answer, and everybody knows it.
+            report.warnings.append(f"{name} is the password that Coreflux brokers come with: change it in the broker.")
+        else:
+            add_known(values[name])
     report.given.update(values)
     return values
 

@@ -248,6 +248,13 @@ def test_a_key_or_an_address_with_a_login_is_refused_and_not_shown(name: str, te
     assert "hunter2" not in line
 
 
+def test_the_password_that_brokers_come_with_is_told_and_hides_no_name() -> None:
+    (told,) = read(MQTT_USER="root", MQTT_PASSWORD="coreflux").warnings
+
+    assert "change it" in told
+    assert sanitizer.hide_secrets("coreflux-mcp") == "coreflux-mcp"
+
+
 def test_half_a_copilot_and_a_verifier_without_tls_are_told() -> None:
     assert read(COPILOT_URL="https://a.example").warnings == (
         "There is no Copilot without DO_AGENT_API_KEY: set it too.",
