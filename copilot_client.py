@@ -32,6 +32,7 @@ FIRST_WAIT_S: Final = 0.5
 LONGEST_WAIT_S: Final = 60.0
 """The platform's own advice: begin with 500 ms, wait no longer than 60 s, 250 to 500 ms of jitter."""
 
+_A_YEAR_S: Final = 31_536_000.0
 _JITTER_S: Final = (0.25, 0.5)
 _AGAIN: Final = {408, 429, 500, 502, 503, 504}
 _WORDS: Final = 200
@@ -316,7 +317,7 @@ def _told_to_wait(headers: httpx2.Headers) -> float:
     """Read how long the service wants to be left alone: `retry-after`, else when its limit is renewed."""
     if after := headers.get("retry-after"):
         try:
-            return max(0.0, float(after))
+            return min(max(0.0, float(after)), _A_YEAR_S)
         except ValueError:
             try:
                 return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
