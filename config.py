@@ -27,9 +27,12 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from errors import ConfigError
+from errors import ConfigError, InputError
 from sanitizer import add_known
+from topics import TopicFilter
 
+Confirm = Literal["destructive", "overwrite", "every"]
+Fallback = Literal["refuse", "approve-file", "allow"]
 AccessMode = Literal["read", "write", "admin"]
 ProtocolVersion = Literal["auto", "5", "3.1.1"]
 Transport = Literal["tcp", "websockets"]
@@ -44,7 +47,7 @@ ENV_FILE = Path(__file__).with_name(".env")
 
 # Never shown. Each may also come from NAME_FILE or from a file in $CREDENTIALS_DIRECTORY, and so may the user name,
 # which people keep beside the password.
-SECRETS = ("MQTT_PASSWORD", "MQTT_CLIENT_KEY_PASSWORD", "DO_AGENT_API_KEY")
+SECRETS = ("MQTT_PASSWORD", "MQTT_CLIENT_KEY_PASSWORD", "DO_AGENT_API_KEY", "AUDIT_KEY")
 FROM_FILE = (*SECRETS, "MQTT_USER")
 PUBLISHED_PASSWORD = "coreflux"  # noqa: S105 - of `root`, in the vendor's quick starts  # nosec
 _ADDRESSES = ("MQTT_BROKER", "COPILOT_URL", "LOT_VERIFIER_API_URL")
@@ -108,6 +111,7 @@ _SIZE = re.compile(r"([0-9]{1,15}) ?(B|kB|MB|GB|KiB|MiB|GiB)?", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": 1024 * MIB}
 
 _LONGEST_FIELD = 65_535  # bytes of a string or of binary data in MQTT
+_SHORTEST_KEY = 16  # characters of AUDIT_KEY
 _READ_AT_MOST = MIB  # of a file that is named in a setting; a bundle of every public CA has 250 KB
 _SHOWN_AT_MOST = 100  # characters of a bad value
 
@@ -243,6 +247,48 @@ class CopilotConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the assistant may do with topics, what a person has to confirm, and how much may happen.
+
+    Attributes:
+        publish_allow: Filters of the topics that may be published to; none means all.
+        publish_deny: Filters of those that may not, whatever `publish_allow` says.
+        subscribe_allow: Filters of the topics that may be read; none means all.
+        subscribe_deny: Filters of those that may not.
+        confirm: What asks: what destroys; also a retained message over another one; or everything that writes.
+        fallback: What happens where the client cannot ask a person.
+        calls_per_s: Tool calls a second, in the long run.
+        burst: Calls at once before that counts.
+        concurrent: Calls under way at one time.
+    """
+
+    publish_allow: tuple[TopicFilter, ...] = ()
+    publish_deny: tuple[TopicFilter, ...] = ()
+    subscribe_allow: tuple[TopicFilter, ...] = ()
+    subscribe_deny: tuple[TopicFilter, ...] = ()
+    confirm: Confirm = "destructive"
+    fallback: Fallback = "refuse"
+    calls_per_s: int = 2_000
+    burst: int = 10_000
+    concurrent: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """The record of what was done.
+
+    Attributes:
+        file: Where it is kept; None when it is not.
+        key: What the chain of its lines is keyed with; None for a chain that anybody can compute.
+        required: Nothing that writes is done while nothing can be recorded.
+    """
+
+    file: Path | None = None
+    key: SecretStr | None = None
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings, checked against each other.
 
@@ -251,6 +297,8 @@ class Config:
         bounds: Limits on memory and sizes.
         logs: Logging.
         copilot: The Coreflux Copilot.
+        rules: What the assistant may do, besides the access mode.
+        audit: The record of what it did.
         access_mode: What the assistant may do.
         action_tools: Whether each action of a Coreflux broker that runs on request is a tool of its own.
         warnings: Sentences about settings that work but should not stay so, for the log and `server_status`.
@@ -262,6 +310,8 @@ class Config:
     bounds: Bounds = field(default_factory=Bounds)
     logs: Logs = field(default_factory=Logs)
     copilot: CopilotConfig = field(default_factory=CopilotConfig)
+    rules: Rules = field(default_factory=Rules)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     access_mode: AccessMode = "write"
     action_tools: bool = False
     warnings: tuple[str, ...] = ()
@@ -300,6 +350,8 @@ class Config:
         tls = _tls(settings, report)
         broker = _broker(settings, tls, report)
         copilot = _copilot(settings, report)
+        if settings.AUDIT_REQUIRED and "AUDIT_FILE" not in report.given:
+            report.problems.append("AUDIT_REQUIRED=true without AUDIT_FILE: name the file.")
         report.warnings.extend(_misspellings(environ.keys() | dotenv.keys()))
         (report.problems if settings.STRICT_PERMISSIONS else report.warnings).extend(report.exposed)
 
@@ -315,6 +367,18 @@ class Config:
             ),
             logs=Logs(level=settings.LOG_LEVEL, format=settings.LOG_FORMAT, file=settings.LOG_FILE),
             copilot=copilot,
+            rules=Rules(
+                publish_allow=settings.PUBLISH_ALLOW,
+                publish_deny=settings.PUBLISH_DENY,
+                subscribe_allow=settings.SUBSCRIBE_ALLOW,
+                subscribe_deny=settings.SUBSCRIBE_DENY,
+                confirm=settings.CONFIRM,
+                fallback=settings.CONFIRM_FALLBACK,
+                calls_per_s=settings.RATE_LIMIT_PER_S,
+                burst=settings.RATE_LIMIT_BURST,
+                concurrent=settings.MAX_CONCURRENT_CALLS,
+            ),
+            audit=AuditConfig(file=settings.AUDIT_FILE, key=settings.AUDIT_KEY, required=settings.AUDIT_REQUIRED),
             access_mode=settings.ACCESS_MODE,
             action_tools=settings.ACTION_TOOLS,
             warnings=tuple(report.warnings),
@@ -401,7 +465,7 @@ def _address(text: str) -> _Address:
         tls=tls,
         path=path,
         user=_mqtt_string(_percent_decoded(user)) or None,
-        password=_mqtt_secret(SecretStr(_percent_decoded(password))) if password else None,
+        password=_secret_text(SecretStr(_percent_decoded(password))) if password else None,
     )
 
 
@@ -455,7 +519,7 @@ def _mqtt_string(text: str) -> str:
     return text
 
 
-def _mqtt_secret(secret: SecretStr) -> SecretStr:
+def _secret_text(secret: SecretStr) -> SecretStr:
     try:
         size = len(secret.get_secret_value().encode())
     except UnicodeEncodeError as exc:
@@ -505,6 +569,22 @@ def _size(text: str) -> int:
     if not match:
         raise ValueError("this is no size")
     return int(match[1]) * _UNITS[(match[2] or "b").lower()]
+
+
+def _filters(text: str) -> tuple[TopicFilter, ...]:
+    try:
+        found = tuple(TopicFilter(part.strip()) for part in text.split(",") if part.strip())
+    except InputError as exc:
+        raise ValueError(str(exc).removesuffix(".")) from None
+    if any(each.share_name for each in found):
+        raise ValueError("a rule is about topics, so $share/ has no place in it")
+    return found
+
+
+def _audit_key(secret: SecretStr) -> SecretStr:
+    if len(_secret_text(secret).get_secret_value()) < _SHORTEST_KEY:
+        raise ValueError("it is too short")
+    return secret
 
 
 def _ciphers(text: str) -> str:
@@ -557,9 +637,11 @@ def _size_between(default: int, low: str, high: str) -> Any:
 _Lower = BeforeValidator(str.lower)
 _Upper = BeforeValidator(str.upper)
 _Size = Annotated[int, BeforeValidator(_size)]
+_Filters = Annotated[tuple[TopicFilter, ...], PlainValidator(_filters)]
+_FILTERS = "MQTT topic filters with commas between them"
 _ReadableFile = Annotated[Path, BeforeValidator(_readable_file)]
 _MQTTString = Annotated[str, AfterValidator(_mqtt_string)]
-_MQTTSecret = Annotated[SecretStr, AfterValidator(_mqtt_secret)]
+_MQTTSecret = Annotated[SecretStr, AfterValidator(_secret_text)]
 _FLAG = "true or false, yes or no, on or off, 1 or 0"
 _STRING = f"a text of at most {_LONGEST_FIELD} bytes in UTF-8"
 _FILE = "the path of a readable PEM file"
@@ -611,12 +693,27 @@ class _Settings(BaseSettings):
 
     ACCESS_MODE: Annotated[AccessMode, _Lower] = Field("write", description="read, write or admin")
     ACTION_TOOLS: bool = Field(default=False, description=_FLAG)
+    PUBLISH_ALLOW: _Filters = Field((), description=_FILTERS)
+    PUBLISH_DENY: _Filters = Field((), description=_FILTERS)
+    SUBSCRIBE_ALLOW: _Filters = Field((), description=_FILTERS)
+    SUBSCRIBE_DENY: _Filters = Field((), description=_FILTERS)
+    CONFIRM: Annotated[Confirm, _Lower] = Field("destructive", description="destructive, overwrite or every")
+    CONFIRM_FALLBACK: Annotated[Fallback, _Lower] = Field("refuse", description="refuse, approve-file or allow")
+    RATE_LIMIT_PER_S: int = _number(2_000, 1, 100_000)
+    RATE_LIMIT_BURST: int = _number(10_000, 1, 1_000_000)
+    MAX_CONCURRENT_CALLS: int = _number(100, 2, 10_000)
     # MQTT's largest packet has 268 435 455 bytes: 1 MiB is left for the topic and the properties.
     MAX_PAYLOAD_BYTES: _Size = _size_between(MIB, "1 B", "255 MiB")
 
     BUFFER_MAX_MESSAGES: int = _number(100_000, 1, 10_000_000)
     BUFFER_MAX_BYTES: _Size = _size_between(64 * MIB, "1 KiB", "1024 GiB")
     RESULT_MAX_BYTES: _Size = _size_between(16 * KIB, "1 KiB", "1 MiB")
+
+    AUDIT_FILE: Annotated[Path, BeforeValidator(_path)] | None = Field(None, description="the path of a file")
+    AUDIT_KEY: Annotated[SecretStr, AfterValidator(_audit_key)] | None = Field(
+        None, description="a text of at least 16 characters"
+    )
+    AUDIT_REQUIRED: bool = Field(default=False, description=_FLAG)
 
     LOG_LEVEL: Annotated[LogLevel, _Upper] = Field("INFO", description="DEBUG, INFO, WARNING, ERROR, CRITICAL or NONE")
     LOG_FORMAT: Annotated[LogFormat, _Lower] = Field("text", description="text or json")

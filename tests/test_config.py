@@ -19,6 +19,7 @@ import config
 import sanitizer
 from config import FROM_FILE, KIB, MIB, SECRETS, SETTINGS, Bounds, BrokerConfig, Config, Logs, TLSConfig
 from errors import ConfigError
+from topics import TopicFilter
 
 SECRET = f"hush-{secrets.token_hex(8)}"
 KEY_PEM = "-----BEGIN {} KEY-----\n".format("PRIVATE")
@@ -135,6 +136,14 @@ def test_a_client_id_is_random_unless_it_is_set() -> None:
         ("COPILOT_URL", "http://[::1]:8080/", "copilot.url", "http://[::1]:8080/api/v1/chat/completions?agent=true"),
         ("LOT_VERIFIER_API_URL", "https://v.example/check", "copilot.verifier_url", "https://v.example/check"),
         ("ACTION_TOOLS", "yes", "action_tools", True),
+        ("PUBLISH_ALLOW", " plant/# , a/+/b,", "rules.publish_allow", (TopicFilter("plant/#"), TopicFilter("a/+/b"))),
+        ("SUBSCRIBE_DENY", "$SYS/#", "rules.subscribe_deny", (TopicFilter("$SYS/#"),)),
+        ("CONFIRM", "Overwrite", "rules.confirm", "overwrite"),
+        ("CONFIRM_FALLBACK", "approve-file", "rules.fallback", "approve-file"),
+        ("RATE_LIMIT_PER_S", "5", "rules.calls_per_s", 5),
+        ("RATE_LIMIT_BURST", "7", "rules.burst", 7),
+        ("MAX_CONCURRENT_CALLS", "2", "rules.concurrent", 2),
+        ("AUDIT_FILE", "audit.jsonl", "audit.file", Path("audit.jsonl")),
         ("ACCESS_MODE", "read", "access_mode", "read"),
         ("ACCESS_MODE", "Admin", "access_mode", "admin"),
         ("MAX_PAYLOAD_BYTES", "1", "bounds.max_payload_bytes", 1),
@@ -217,6 +226,14 @@ FLAG = "expected true or false, yes or no, on or off, 1 or 0."
         ("COPILOT_URL", "https://", COPILOT),
         ("LOT_VERIFIER_API_URL", "verifier", "expected an http or https URL without a login."),
         ("ACTION_TOOLS", "some", FLAG),
+        ("PUBLISH_ALLOW", "a/#/b", "expected MQTT topic filters with commas between them."),
+        ("SUBSCRIBE_ALLOW", "$share/g/a", "expected MQTT topic filters with commas between them."),
+        ("CONFIRM", "never", "expected destructive, overwrite or every."),
+        ("CONFIRM_FALLBACK", "yes", "expected refuse, approve-file or allow."),
+        ("RATE_LIMIT_PER_S", "0", WHOLE_NUMBER.format(1, 100_000)),
+        ("RATE_LIMIT_BURST", "0", WHOLE_NUMBER.format(1, 1_000_000)),
+        ("MAX_CONCURRENT_CALLS", "1", WHOLE_NUMBER.format(2, 10_000)),
+        ("AUDIT_REQUIRED", "x", FLAG),
         ("ACCESS_MODE", "root", "expected read, write or admin."),
         ("LOG_LEVEL", "TRACE", "expected DEBUG, INFO, WARNING, ERROR, CRITICAL or NONE."),
         ("LOG_FORMAT", "xml", "expected text or json."),
@@ -253,6 +270,12 @@ def test_the_password_that_brokers_come_with_is_told_and_hides_no_name() -> None
 
     assert "change it" in told
     assert sanitizer.hide_secrets("coreflux-mcp") == "coreflux-mcp"
+
+
+def test_a_record_that_is_required_needs_a_file_and_a_key_some_length() -> None:
+    assert problems({"AUDIT_REQUIRED": "true"}) == ["AUDIT_REQUIRED=true without AUDIT_FILE: name the file."]
+    (line,) = problems({"AUDIT_KEY": "short"})
+    assert line.endswith("it is too short; expected a text of at least 16 characters.")
 
 
 def test_half_a_copilot_and_a_verifier_without_tls_are_told() -> None:
@@ -986,9 +1009,6 @@ def test_a_misspelling_is_told_with_the_name_meant_and_without_its_value(tmp_pat
         "MQTT_OAUTH_CLIENT_SECRET_FILE",
         "MQTT_OAUTH_SCOPE",
         "MQTT_OAUTH_TOKEN_URL",
-        "AUDIT_FILE",
-        "RATE_LIMIT_PER_S",
-        "MAX_CONCURRENT_CALLS",
     ],
 )
 def test_a_name_of_another_program_or_a_later_release_is_left_alone(name: str) -> None:

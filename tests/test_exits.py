@@ -622,8 +622,9 @@ def test_secrets_are_opened_only_where_a_library_gets_them() -> None:
     }
 
     assert opened == {
-        ("config.py", "_mqtt_secret"),  # its length is checked
+        ("config.py", "_secret_text"),  # its length is checked
         ("config.py", "_header_value"),  # and its characters
+        ("config.py", "_audit_key"),
         ("copilot_client.py", "ask"),
         ("mqtt_failures.py", "tls_context"),
         ("mqtt_link.py", "_make_paho"),

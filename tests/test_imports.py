@@ -22,7 +22,7 @@ OURS = {
     "inbox": {"errors", "topics"},
     "dispatch": {"inbox", "topics"},
     "mqtt_packets": {"dispatch"},
-    "config": {"errors", "sanitizer"},
+    "config": {"errors", "sanitizer", "topics"},
     "lot": {"errors", "lot"},
     "identity": {"errors", "inbox", "mqtt_client", "topics"},
     "coreflux": {"errors", "identity", "inbox", "lot", "mqtt_client", "mqtt_link", "topics"},
