@@ -68,13 +68,11 @@ ROOTS: Final[Mapping[Kind, str]] = {
 _SECRET_VERBS: Final = {"adduser", "changeuserpassword", "setsecret", "addproject", "addroute"}
 """Whose payload may carry a password, a secret or a URL with a token."""
 
-GUARDED: Final = {
-    *("removeallroutes", "removeallmodels", "removeallactions", "removeallrules", "removeallpythonscripts"),
-    *("removeallthemes", "removealltracelogs", "removeproject", "unloadproject", "removeuser", "restorerules"),
-    *("changeuserpassword", "changeusersettings", "loadlicense", "installpythonpackage"),
-    *("uninstall", "uninstallwithtoken", "uninstallmultiple"),
+_GUARDED: Final = {
+    *("restorerules", "changeuserpassword", "changeusersettings", "loadlicense", "installpythonpackage", "addrule"),
+    "unloadproject",
 }
-"""What destroys or locks out more than one entity: commands that a person has to give."""
+"""What can take away or lock out, besides everything that removes or uninstalls: a person is asked before."""
 
 _NO_REPLY: Final = {"updatedata"}
 _VERB = re.compile(r"--?[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*")
@@ -147,7 +145,7 @@ def check_command(command: str) -> str:
     """Check a whole command as a person or an assistant would type it.
 
     Raises:
-        InputError: It is none, carries a request id of its own, or has to be given by a person.
+        InputError: It is none, or carries a request id of its own.
     """
     command = command.strip()
     first = command.split(None, 1)[0] if command else ""
@@ -155,9 +153,17 @@ def check_command(command: str) -> str:
         raise InputError(f"{shown(first)} is no command: one begins with a dash, like -listRoutes.")
     if "\0" in command or _REQUEST_ID.search(command):
         raise InputError("A command can have no request id of its own: leave out -requestId.")
-    if verb_of(command) in GUARDED:
-        raise InputError(f"{first} takes more away than one entity: a person has to do that, in the Coreflux HUB.")
     return command
+
+
+def is_guarded(command: str) -> bool:
+    """Say whether a command can destroy or lock out: the broker reference's guard list, and what it advises besides."""
+    verb = verb_of(command)
+    return (
+        verb in _GUARDED
+        or verb.startswith(("remove", "uninstall", "assetdefault"))
+        or (verb == "addproject" and command.rsplit(maxsplit=1)[-1].lower() == "load")
+    )
 
 
 class Coreflux:

@@ -18,7 +18,7 @@ from typing import Any, Final, Literal
 
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters
-from mcp.types import TextContent
+from mcp.types import ElicitResult, TextContent
 from rich.markup import escape
 
 from config import NAMES, BrokerConfig, Config, environment
@@ -234,7 +234,12 @@ async def served(console: Screen, environment: Mapping[str, str], *arguments: st
         args=[str(Path(__file__).with_name("server.py")), *arguments],
         env={**environment, "LOG_LEVEL": "WARNING"},
     )
-    async with Client(server) as client:
+
+    async def person(context: Any, params: Any) -> ElicitResult:  # noqa: ARG001 - as the SDK calls it
+        console.print(f"   [bold]The server asks a person:[/bold] {escape(params.message)} Yes.")
+        return ElicitResult(action="accept", content={"allow": True})
+
+    async with Client(server, elicitation_callback=person) as client:
         demo = Demo(console, client)
         yield demo
     took_s = time.monotonic() - demo.started

@@ -3,6 +3,8 @@
 * BridgeError
   * ConfigError              a setting that stops the start
   * InputError               an argument that no broker was asked about
+  * PolicyRefusedError       a rule of the operator forbids it, or a person has not allowed it
+  * LimitError               too much at once; the text says when to come back
   * BrokerError              the broker, or the way to it
     * BrokerOfflineError     not connected: nothing was sent
     * BrokerRefusedError     the broker said no
@@ -26,6 +28,14 @@ class ConfigError(BridgeError):
 
 class InputError(BridgeError):
     """An argument is not acceptable; nothing was sent and the connection is untouched."""
+
+
+class PolicyRefusedError(BridgeError):
+    """The operator's rules forbid it, or ask for a person's yes that is not there; nothing was done."""
+
+
+class LimitError(BridgeError):
+    """Too many calls or messages; nothing was done."""
 
 
 class BrokerError(BridgeError):

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import threading
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
@@ -49,8 +50,17 @@ def set_up(config: Logs) -> None:
     sys.unraisablehook = _log_unraisable
 
 
+correlation: ContextVar[str] = ContextVar("correlation", default="")
+"""Names the tool call that is being served, in its log records and in the record of what was done."""
+
+
 class _TextFormatter(logging.Formatter):
     """One line, with the time as RFC 3339 in UTC."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - as in the base class
+        """Write a record, and which call it belongs to."""
+        call = correlation.get()
+        return super().formatMessage(record) + (f" [{call}]" if call else "")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002, N802 - as in the base class
         """Write the time of `record`."""
@@ -68,6 +78,8 @@ class JsonFormatter(_TextFormatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        if call := correlation.get():
+            entry["correlation"] = call
         if record.exc_text:  # what the sanitizer leaves of an exception
             entry["exception"] = record.exc_text
         elif record.exc_info:

@@ -110,6 +110,14 @@ class Broker(Protocol):
         """Say whether the broker has been heard from within `max_silence_s`, or answers now."""
 
 
+Notice = Callable[..., None]
+"""Takes note of an event and, by name, its facts; it must neither fail nor block."""
+
+
+def _unnoticed(_event: str, **_facts: str) -> None:
+    pass
+
+
 class MqttClient:
     """A `Broker` over the network: an async context manager that connects in the background.
 
@@ -117,8 +125,10 @@ class MqttClient:
     failed, and whenever the broker is gone, they raise `BrokerOfflineError` at once. Nothing is queued.
     """
 
-    def __init__(self, config: BrokerConfig, inbox: Inbox) -> None:
+    def __init__(self, config: BrokerConfig, inbox: Inbox, notice: Notice = _unnoticed) -> None:
+        """Make it; `notice` is told of connections, losses and refused logins, for the record."""
         self.inbox = inbox
+        self._notice = notice
         self.state = ConnectionState(broker=config.url, client_id=config.client_id)
         self._config = config
         self._dispatch = Dispatch(inbox)
@@ -381,6 +391,7 @@ class MqttClient:
         except LinkFailedError as exc:
             if str(exc) != state.last_error:
                 logger.warning("%s Trying again until it works.", exc)
+                self._notice("login_failed" if exc.kind == "login" else "connection_failed", reason=str(exc))
             state.last_error = str(exc)
             return exc
         try:
@@ -404,6 +415,7 @@ class MqttClient:
         state.connections += 1
         state.attempts, state.next_attempt_at, state.last_error = 0, None, None
         logger.info("connected to %s with MQTT %s as %s", state.broker, link.protocol, state.client_id)
+        self._notice("connected", broker=state.broker, client_id=state.client_id)
         feeds = list(self._dispatch.feeds.values())  # now: those that are added from here on subscribe by themselves
         restoring = asyncio.create_task(self._restore(link, feeds), name="mqtt.restore_subscriptions")
         try:
@@ -413,6 +425,7 @@ class MqttClient:
         ending = link.ended.result()
         state.last_error = f"The connection to {state.broker} was lost: {ending.cause}."
         logger.warning("%s", state.last_error)
+        self._notice("connection_lost", broker=state.broker, reason=ending.cause)
         if not any(gap.end is None and gap.topic_filter is None for gap in self.inbox.gaps):
             self.inbox.begin_gap(ending.cause, ending.deaf_since)
 

@@ -25,10 +25,12 @@ from coreflux import ROOTS, Coreflux, check_name, find
 from errors import BridgeError, InputError, NoSuchEntityError
 from lot import Kind
 from tools.answers import visible
+from tools.undo import Undo
 from topics import shown
 
 PAGES: Final = Path(__file__).with_name("lot") / "reference"
 SOURCE: Final = "coreflux://{kind}/{name}"
+UNDO: Final = "undo://{act}"
 DIAGNOSIS: Final = "why_does_it_not_work"
 
 _FOR: Final[dict[str, tuple[str, ...]]] = {
@@ -48,9 +50,10 @@ _NAMES_FRESH_S: Final = 5.0
 class Resources:
     """Resources, templates, prompts and completion of one server."""
 
-    def __init__(self, coreflux: Coreflux, config: Config) -> None:
+    def __init__(self, coreflux: Coreflux, config: Config, undo: Undo) -> None:
         self._coreflux = coreflux
         self._config = config
+        self._undo = undo
         self._pages = {path.stem: path.read_text(encoding="utf-8") for path in sorted(PAGES.glob("*.md"))}
         self._names: dict[str, tuple[float, list[str]]] = {}
 
@@ -69,6 +72,9 @@ class Resources:
                 )
             )
         server.resource(SOURCE, name="source", title="Source of an entity", mime_type="text/plain")(self.source)
+        server.resource("undo://{act}", name="undo", title="What an act replaced", mime_type="application/json")(
+            self.undo
+        )
         for prompt in self._prompts():
             server.add_prompt(prompt)
         server.completion()(self.complete)  # type: ignore[no-untyped-call]
@@ -85,6 +91,13 @@ class Resources:
         if size > most:
             raise ResourceError(f"The source has {size} bytes, more than RESULT_MAX_BYTES ({most}) allows.")
         return visible(entity.code)
+
+    async def undo(self, act: str) -> str:
+        """The retained messages that an act replaced or cleared, as arguments for mqtt_publish."""
+        kept = self._undo.read(act)
+        if kept is None:
+            raise ResourceNotFoundError(f"Nothing is kept under {shown(act)}: it was too long ago, or never.")
+        return kept
 
     def _prompts(self) -> Iterator[Prompt]:
         # Made by hand: the SDK's models of their arguments take 3 ms each, and every start would pay for them.

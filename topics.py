@@ -106,6 +106,22 @@ class TopicFilter:
                 return False
         return True
 
+    def intersection(self, other: "TopicFilter") -> "TopicFilter | None":
+        """Return the filter of the topics that both match, without a share; None where there is none."""
+        if not self.overlaps(other):
+            return None
+        mine, others = (_SPELLED_OUT.get(one.levels, one.levels) for one in (self, other))
+        levels: list[str] = []
+        for position in range(max(len(mine), len(others))):
+            if "#" in mine[position : position + 1]:
+                levels += others[position:]
+                break
+            if "#" in others[position : position + 1]:
+                levels += mine[position:]
+                break
+            levels.append(others[position] if mine[position] == "+" else mine[position])
+        return TopicFilter("/".join(levels))
+
     def covers_levels(self, levels: tuple[str, ...]) -> bool:
         """Do the work of `matches` and `covers`: a topic is a filter without wildcards."""
         mine = self.levels

@@ -10,9 +10,15 @@ from mcp.client.stdio import StdioServerParameters
 from mcp.server import MCPServer
 from mcp.types import TextContent
 
+from config import Rules
+
 Era = Literal["legacy", "auto"]
 """The handshake of 2025-11-25 and before, or the stateless protocol of 2026-07-28."""
 ERAS: tuple[Era, ...] = ("legacy", "auto")
+
+
+ALLOWED = Rules(fallback="allow")
+"""An operator who lets an assistant act whose client cannot ask a person."""
 
 
 class Assistant:

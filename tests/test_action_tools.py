@@ -8,27 +8,33 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from audit import Audit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcp.client import Client
+from mcp.server import MCPServer
 from mcp.types import Tool, ToolListChangedNotification
 
 from config import Config
 from coreflux import Coreflux, Entity
+from limits import Limits
 from server import build_server
 from simulator.coreflux import Coreflux as Personality
 from simulator.coreflux import Options
-from tests.assistant import ERAS, Assistant, Era
+from tests.assistant import ALLOWED, ERAS, Assistant, Era
 from tests.brokers import Embedded
 from tests.fake_broker import FakeBroker
 from tests.test_coreflux import BEAT, connected
 from tests.test_lot_tools import SPREAD
 from tests.wire import until
-from tools.actions import MOST_TOOLS, ActionTools
+from tools.actions import MOST_TOOLS, ActionTools, Run
+from tools.expose import Exposer
+from tools.gate import Gate
+from tools.lot import Ran
 
 pytestmark = pytest.mark.anyio
 
-ON = Config(access_mode="admin", action_tools=True)
+ON = Config(access_mode="admin", rules=ALLOWED, action_tools=True)
 TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 ROOT = "$SYS/Coreflux/Actions"
 
@@ -44,6 +50,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def fake() -> FakeBroker:
     return FakeBroker()
+
+
+def offered_by(broker: FakeBroker, run: Run) -> ActionTools:
+    gate = Gate(ON, "mqtt://fake", Limits(ON.rules), Audit(ON.audit))
+    return ActionTools(Coreflux(broker), run, Exposer(gate, "admin"))
 
 
 @asynccontextmanager
@@ -84,7 +95,7 @@ async def test_a_tool_appears_runs_and_disappears_with_its_action(era: Era, tmp_
         if isinstance(message, ToolListChangedNotification):
             told.append("ToolsListChanged")
 
-    config = Config(access_mode="admin", action_tools=True, state_dir=tmp_path)
+    config = Config(access_mode="admin", rules=ALLOWED, action_tools=True, state_dir=tmp_path)
     with Embedded(personality=Personality(Options())) as broker:
         async with connected(broker) as mqtt, Client(build_server(config, mqtt), mode=era, message_handler=note) as mcp:
             me = Assistant(mcp)
@@ -106,7 +117,9 @@ async def test_a_tool_appears_runs_and_disappears_with_its_action(era: Era, tmp_
 
 
 @pytest.mark.parametrize(
-    "config", [Config(access_mode="admin"), Config(access_mode="read", action_tools=True)], ids=["off", "read"]
+    "config",
+    [Config(access_mode="admin", rules=ALLOWED), Config(access_mode="read", action_tools=True)],
+    ids=["off", "read"],
 )
 async def test_there_are_none_where_they_were_not_asked_for(fake: FakeBroker, config: Config) -> None:
     async with Client(build_server(config, fake), mode="legacy") as mcp:
@@ -143,12 +156,12 @@ async def test_an_input_may_have_any_name(fake: FakeBroker, name: str) -> None:
 
     async def run(action: str, inputs: dict[str, Any]) -> Any:
         ran.append((action, inputs))
-        raise asyncio.CancelledError
+        return Ran(success=True, message="")
 
-    tool = ActionTools(Coreflux(fake), run)._look(Entity("action", "Odd", code)).tool  # noqa: SLF001
+    tool = offered_by(fake, run)._look(Entity("action", "Odd", code)).tool  # noqa: SLF001
     assert tool
-    with pytest.raises(asyncio.CancelledError):
-        await tool.run({name: 7, "b": {"c": [1]}}, cast("Any", None))
+    async with Client(MCPServer("odd", tools=[tool])) as mcp:
+        await mcp.call_tool("run_Odd", {name: 7, "b": {"c": [1]}})
 
     assert list(tool.parameters["properties"]) == [name, "b"]
     assert ran == [("Odd", {name: 7, "b": {"c": [1]}})]
@@ -226,7 +239,7 @@ def test_whatever_the_source_a_tool_has_a_legal_name(
 ) -> None:
     lines = "".join(f"INPUT {each} AS {kind}\n" for each, kind in inputs)
     code = f'DEFINE ACTION {name}\n{lines}DO\n    SET "x" WITH 1'
-    tools = ActionTools(Coreflux(FakeBroker()), cast("Any", None))
+    tools = offered_by(FakeBroker(), cast("Any", None))
     tool = tools._look(Entity("action", name, code, description)).tool  # noqa: SLF001
 
     if tool:

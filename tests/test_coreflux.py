@@ -12,7 +12,7 @@ from pydantic import SecretStr
 import coreflux as module
 from backups import Backups
 from config import BrokerConfig
-from coreflux import Coreflux, check_command, check_name
+from coreflux import Coreflux, check_command, check_name, is_guarded
 from deployment import Outcome, deploy, in_order, plan, put_back
 from errors import BrokerRefusedError, BrokerSilentError, InputError, NotCorefluxError
 from inbox import Inbox
@@ -86,14 +86,37 @@ class TestNames:
             ("- listRoutes", "no command"),
             ("-listRoutes -requestId mine", "no request id"),
             ("--list-routes --REQUEST-ID mine", "no request id"),
-            ("-removeAllRoutes", "a person"),
-            ("--remove-all-routes", "a person"),
-            ("-REMOVEUSER bob", "a person"),
         ],
     )
-    def test_what_is_no_command_or_not_for_an_assistant_is_refused(self, command: str, says: str) -> None:
+    def test_what_is_no_command_is_refused(self, command: str, says: str) -> None:
         with pytest.raises(InputError, match=says):
             check_command(command)
+
+    @pytest.mark.parametrize(
+        ("command", "guarded"),
+        [
+            ("-removeAllRoutes", True),
+            ("--remove-all-routes", True),
+            ("-REMOVEUSER bob", True),
+            ("-removeRoute R", True),
+            ("-restoreRules", True),
+            ("-changeUserPassword bob x", True),
+            ("-changeUserSettings bob AllowedUserManagement true", True),
+            ("-loadLicense /x", True),
+            ("-installPythonPackage x", True),
+            ("-unloadProject", True),
+            ("-addRule DEFINE RULE X WITH PRIORITY 200 FOR Publish\n    DENY", True),
+            ("-addProject https://x Plant load", True),
+            ("-addProject https://x Plant", False),
+            ("-uninstall-with-token a b", True),
+            ("-asset-default-config x", True),
+            ("-listRoutes", False),
+            ("-runAction Beat", False),
+            ("-addAction DEFINE ACTION removeAll", False),
+        ],
+    )
+    def test_what_can_destroy_or_lock_out_is_guarded_however_it_is_written(self, command: str, guarded: bool) -> None:
+        assert is_guarded(check_command(command)) is guarded
 
 
 class TestChannel:

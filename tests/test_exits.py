@@ -20,15 +20,16 @@ from urllib.parse import quote
 import pytest
 from mcp.client import Client
 from mcp.shared.exceptions import MCPError
-from mcp.types import ResourceTemplateReference
+from mcp.types import ElicitResult, ResourceTemplateReference
 from pydantic import SecretStr
 
 import sanitizer
+from audit import Audit
 from backups import Backups, Saved
-from config import Config, CopilotConfig
+from config import AuditConfig, Config, CopilotConfig, Rules
 from sanitizer import MARKER
 from server import build_server
-from tests.assistant import ERAS, Era
+from tests.assistant import ALLOWED, ERAS, Era
 from tests.child import COMMAND, Child, settings
 from tests.documentation import ROOT
 from tests.doubles.copilot import CHAT, CopilotDouble, completion, failure, not_json, redirect
@@ -72,6 +73,10 @@ EXITS = {
     ("copilot_client", "self._client().send"): "test_every_tool",
     ("client_config", "sys.stdout.write"): "test_the_command_line",
     ("client_config", "sys.stderr.write"): "test_the_command_line",
+    ("approvals", "os.fdopen"): "test_what_a_person_is_asked_and_what_is_recorded",
+    ("audit", "os.write"): "test_what_a_person_is_asked_and_what_is_recorded",
+    ("oversight", "screen.print"): "test_the_command_line",
+    ("oversight", "_screen().print"): "test_the_command_line",
     ("backups", "os.fdopen"): "test_what_is_kept_of_a_deployment",
     ("demo", "console.print"): "test_the_command_line",
     ("demo", "self.console.print"): "test_the_command_line",
@@ -419,7 +424,7 @@ async def test_every_tool(tool: str, form: str, tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(name, 0.02)
     broker, text = FakeBroker(), HOSTILE[form]
     async with CopilotDouble() as copilot:
-        config = Config(access_mode="admin", state_dir=tmp_path, copilot=knowing(copilot))
+        config = Config(access_mode="admin", rules=ALLOWED, state_dir=tmp_path, copilot=knowing(copilot))
         async with Client(build_server(config, broker)) as client:
             x = Exchange(client, broker, copilot)
             await TOOLS[tool](x, text)
@@ -441,7 +446,7 @@ async def schema_of(client: Client, tool: str) -> dict[str, Any]:
 
 
 async def test_every_tool_goes_through_the_test() -> None:
-    config = Config(access_mode="admin", copilot=CopilotConfig(url="https://x", key=SecretStr("k")))
+    config = Config(access_mode="admin", rules=ALLOWED, copilot=CopilotConfig(url="https://x", key=SecretStr("k")))
     async with Client(build_server(config, FakeBroker())) as client:
         assert {tool.name for tool in (await client.list_tools()).tools} == set(TOOLS)
         assert client.server_capabilities.logging is None
@@ -457,7 +462,7 @@ async def test_every_resource_and_prompt(form: str, era: Era, monkeypatch: pytes
     broker, text, said = FakeBroker(), HOSTILE[form], []
     broker.send("$SYS/Coreflux/Actions/Beat", f"DEFINE ACTION Beat\nDO\n{text}".encode(), retain=True)
     broker.send("$SYS/Coreflux/Actions/Beat/Description", text.encode(), retain=True)
-    config = Config(access_mode="admin", action_tools=True)
+    config = Config(access_mode="admin", rules=ALLOWED, action_tools=True)
     async with Client(build_server(config, broker), mode=era) as client:
         async with asyncio.timeout(10):
             while not (tools := (await client.list_tools()).tools)[-1].name.startswith("run_"):
@@ -530,6 +535,34 @@ async def test_what_goes_over_the_pipe() -> None:
         assert_hidden(child.stderr + b"".join(child.lines).decode())
 
 
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("era", ERAS)
+@pytest.mark.parametrize("form", HOSTILE)
+async def test_what_a_person_is_asked_and_what_is_recorded(form: str, era: Era, tmp_path: Path) -> None:
+    said, text = [], HOSTILE[form].replace("\n", " ")
+
+    async def person(_context: Any, params: Any) -> ElicitResult:
+        said.append(params.message)
+        return ElicitResult(action="decline")
+
+    record = AuditConfig(file=tmp_path / "audit.jsonl")
+    for fallback in ("refuse", "approve-file"):
+        rules = Rules(confirm="every", fallback=fallback)  # type: ignore[arg-type]
+        config = Config(access_mode="admin", rules=rules, audit=record, state_dir=tmp_path)
+        ask = person if fallback == "refuse" else None
+        async with Audit(record) as audit:
+            server = build_server(config, FakeBroker(), audit=audit)
+            async with Client(server, mode=era, elicitation_callback=ask) as client:
+                await client.call_tool("mqtt_publish", {"topic": f"plant/{text}", "payload": text})
+                await client.call_tool("coreflux_command", {"command": f"-addUser bob {text}"})
+                await client.call_tool("lot_run_action", {"name": text})
+    said += [path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()]  # noqa: ASYNC240
+
+    assert len(said) > 5
+    assert MARKER in said[0]
+    assert_hidden("\n".join(said))
+
+
 def test_what_is_kept_of_a_deployment(tmp_path: Path) -> None:
     """A backup has to be what was there, so it is kept as it is: only its owner can read it."""
     backup = Backups(tmp_path / "backups").create("mqtt://h", "deploy", [Saved("route", "R", PASSWORD)])
@@ -553,6 +586,9 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
             "MQTT_CLIENT_ID": TOKEN,
         },
     ),
+    "policy": (["policy", "check", "publish", TOKEN], {"PUBLISH_DENY": "#"}),
+    "approve": (["approve", TOKEN], {}),
+    "audit": (["audit", "verify", TOKEN], {"AUDIT_KEY": PASSWORD}),
     "backups": (["backups", "list"], {}),
     "backups, an id that is none": (["backups", "restore", TOKEN], {"MQTT_PASSWORD": PASSWORD}),
     "demo": (["demo", "--broker", f"mqtt://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:9"], {}),
@@ -590,7 +626,7 @@ class TestBoundary:
     )
     async def test_a_payload_that_only_looks_like_a_secret_stays(self, payload: str) -> None:
         broker = FakeBroker()
-        async with Client(build_server(Config(access_mode="admin"), broker)) as client:
+        async with Client(build_server(Config(access_mode="admin", rules=ALLOWED), broker)) as client:
             broker.send(f"plant/{quote(payload)}", payload.encode(), retain=True)
             result = await client.call_tool("mqtt_read", {"topic_filter": "#", "timeout_s": 0.1})
 
@@ -603,7 +639,7 @@ class TestBoundary:
     @pytest.mark.usefixtures("known")
     async def test_a_payload_with_a_secret_of_ours_loses_that_and_no_more(self) -> None:
         broker = FakeBroker()
-        async with Client(build_server(Config(access_mode="admin"), broker)) as client:
+        async with Client(build_server(Config(access_mode="admin", rules=ALLOWED), broker)) as client:
             broker.send("plant/x", f"before {PASSWORD} password: hunter2 {TOKEN} after".encode(), retain=True)
             result = await client.call_tool("mqtt_read", {"topic_filter": "#", "timeout_s": 0.1})
 
@@ -625,6 +661,7 @@ def test_secrets_are_opened_only_where_a_library_gets_them() -> None:
         ("config.py", "_secret_text"),  # its length is checked
         ("config.py", "_header_value"),  # and its characters
         ("config.py", "_audit_key"),
+        ("audit.py", "_chain"),
         ("copilot_client.py", "ask"),
         ("mqtt_failures.py", "tls_context"),
         ("mqtt_link.py", "_make_paho"),

@@ -14,7 +14,19 @@ FILES = {
     )
 }
 
-BRIDGE = {"config", "copilot_client", "errors", "inbox", "mqtt_client", "mqtt_link", "sanitizer", "topics"}
+BRIDGE = {
+    "config",
+    "copilot_client",
+    "errors",
+    "limits",
+    "policy",
+    "inbox",
+    "mqtt_client",
+    "mqtt_link",
+    "sanitizer",
+    "topics",
+}
+TOOLSET = BRIDGE | {"tools.answers", "tools.expose", "tools.gate", "tools.policed"}
 OURS = {
     "errors": set(),
     "sanitizer": set(),
@@ -23,6 +35,9 @@ OURS = {
     "dispatch": {"inbox", "topics"},
     "mqtt_packets": {"dispatch"},
     "config": {"errors", "sanitizer", "topics"},
+    "policy": {"config", "errors", "topics"},
+    "limits": {"config", "errors", "topics"},
+    "audit": {"config", "errors", "sanitizer"},
     "lot": {"errors", "lot"},
     "identity": {"errors", "inbox", "mqtt_client", "topics"},
     "coreflux": {"errors", "identity", "inbox", "lot", "mqtt_client", "mqtt_link", "topics"},
@@ -38,33 +53,30 @@ OURS = {
     "tools": set(),
     "tools.answers": {"inbox", "sanitizer"},
     "tools.conditions": {"errors", "inbox", "topics"},
-    "tools.expose": {"errors", "sanitizer", "topics"},
+    "approvals": {"errors"},
+    "tools.confirm": {"approvals", "audit", "config", "errors"},
+    "tools.gate": BRIDGE | {"approvals", "audit", "logs", "tools.answers", "tools.confirm"},
+    "tools.expose": {"config", "errors", "policy", "sanitizer", "tools.gate", "topics"},
+    "tools.policed": BRIDGE,
+    "tools.undo": {"inbox", "tools.answers"},
     "tools.changes": set(),
-    "tools.actions": {
-        "coreflux",
-        "errors",
-        "lot",
-        "sanitizer",
-        "tools.answers",
-        "tools.changes",
-        "tools.expose",
-        "tools.lot",
-    },
-    "tools.copilot": BRIDGE | {"coreflux", "lot", "tools.answers", "tools.expose", "tools.lot"},
-    "tools.lot": BRIDGE
-    | {"backups", "copilot_client", "coreflux", "deployment", "lot", "tools.answers", "tools.expose"},
-    "tools.messaging": BRIDGE | {"coreflux", "tools.answers", "tools.conditions", "tools.expose"},
-    "tools.status": BRIDGE
-    | {"backups", "copilot_client", "identity", "tools.actions", "tools.answers", "tools.expose"},
-    "resources": {"config", "coreflux", "errors", "lot", "tools.answers", "topics"},
+    "tools.actions": TOOLSET | {"coreflux", "lot", "tools.changes", "tools.lot"},
+    "tools.copilot": TOOLSET | {"coreflux", "lot", "tools.lot"},
+    "tools.lot": TOOLSET | {"backups", "coreflux", "deployment", "lot"},
+    "tools.messaging": TOOLSET | {"tools.conditions", "tools.undo"},
+    "tools.status": TOOLSET | {"backups", "identity", "tools.actions"},
+    "resources": {"config", "coreflux", "errors", "lot", "tools.answers", "tools.undo", "topics"},
     "client_config": {"config", "errors", "sanitizer"},
+    "oversight": {"approvals", "audit", "config", "errors", "policy", "screen", "topics"},
     "screen": {"sanitizer"},
     "demo": {"config", "errors", "mqtt_failures", "sanitizer", "screen", "simulator"},
     "demo_coreflux": {"config", "demo", "screen", "simulator"},
     "server": BRIDGE
     | {
+        "audit",
         "backups",
         "coreflux",
+        "oversight",
         "resources",
         "restore",
         "logs",

@@ -34,3 +34,16 @@ def test_a_json_line_keeps_the_traceback_that_the_sanitizer_wrote(tmp_path: Path
 def test_an_unknown_place_for_the_log_is_a_setting_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="LOG_FILE"):
         logs.set_up(Logs(file=tmp_path / "no" / "directory" / "log"))
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_a_record_says_which_call_it_belongs_to(form: str) -> None:
+    formatter = logs.JsonFormatter() if form == "json" else logs._TextFormatter("%(message)s")  # noqa: SLF001
+    record = logging.LogRecord("test", logging.INFO, "", 0, "it happened", None, None)
+    before = formatter.format(record)
+    token = logs.correlation.set("0123abcd")
+    during = formatter.format(record)
+    logs.correlation.reset(token)
+
+    assert "0123abcd" not in before
+    assert during == ("it happened [0123abcd]" if form == "text" else before[:-1] + ', "correlation": "0123abcd"}')

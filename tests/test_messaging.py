@@ -11,7 +11,7 @@ import pytest
 from config import Bounds, Config
 from mqtt_link import PublishProperties
 from server import build_server
-from tests.assistant import ERAS, Assistant, Era, assistant
+from tests.assistant import ALLOWED, ERAS, Assistant, Era, assistant
 from tests.fake_broker import FakeBroker
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ def era(request: pytest.FixtureRequest) -> Era:
 
 @pytest.fixture
 async def me(fake: FakeBroker, era: Era) -> AsyncIterator[Assistant]:
-    async with assistant(build_server(Config(access_mode="admin"), fake), era) as connected:
+    async with assistant(build_server(Config(access_mode="admin", rules=ALLOWED), fake), era) as connected:
         yield connected
 
 

@@ -65,7 +65,17 @@ async def test_status_tells_everything_it_promises() -> None:
         {"subscription_id": "s1", "topic_filter": "a/#", "granted_qos": 2, "received": 0, "dropped": 0}
     ]
     assert status["buffer"] == {"messages": 0, "bytes": 0, "max_messages": 1000, "max_bytes": 1 << 20, "dropped": 0}
-    assert status["policy"] == {"access": "write"}
+    assert status["policy"] == {
+        "access": "write",
+        "publish_allow": [],
+        "publish_deny": [],
+        "subscribe_allow": [],
+        "subscribe_deny": [],
+        "confirm": "destructive",
+        "confirm_fallback": "refuse",
+        "audit": "off",
+        "limits": {"calls_per_s": 2000, "burst": 10000, "concurrent": 100, "under_way": 1, "refused": 0},
+    }
     assert status["copilot"] == {
         "configured": False,
         "reachable": None,

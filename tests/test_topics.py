@@ -363,6 +363,14 @@ def test_a_filter_overlaps_another_exactly_when_a_topic_belongs_to_both(text: st
     assert overlapping == {other for other, topics in MATCHED.items() if topics & MATCHED[text]}
 
 
+@pytest.mark.parametrize("text", MATCHED)
+def test_the_intersection_of_two_filters_matches_what_both_match(text: str) -> None:
+    for other, topics in MATCHED.items():
+        both = TopicFilter(text).intersection(TopicFilter(other))
+        found = {topic for topic in TOPICS if both.matches(topic)} if both else set()
+        assert found == topics & MATCHED[text], other
+
+
 @given(
     levels=st.lists(st.sampled_from(["", "+", "a", "$", "b.c", "ß"]), min_size=1, max_size=9),
     every_further=st.booleans(),

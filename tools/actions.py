@@ -19,7 +19,8 @@ from lot import Definition, analyse
 from sanitizer import shortened
 from tools.answers import visible
 from tools.changes import ToolListChanges
-from tools.expose import WRITES, expose
+from tools.expose import Exposer
+from tools.gate import Plan
 from tools.lot import Ran
 
 MOST_TOOLS: Final = 50
@@ -58,10 +59,11 @@ class _Seen(NamedTuple):
 class ActionTools:
     """The tools `run_<name>`."""
 
-    def __init__(self, coreflux: Coreflux, run: Run) -> None:
+    def __init__(self, coreflux: Coreflux, run: Run, expose: Exposer) -> None:
         self.changes: Final = ToolListChanges()
         self._coreflux = coreflux
         self._run = run
+        self._expose = expose
         self._seen: list[_Seen] = []
         self._offered: dict[str, Tool] = {}
         self._trouble = ""
@@ -159,7 +161,12 @@ class ActionTools:
             f"Run the action {definition.name} of the Coreflux broker now. It acts on the plant."
             + _quoted(description or definition.description or "")
         )
-        return expose(run_action, "Run an action", WRITES)
+
+        async def about_to_run(**_: object) -> Plan:
+            return Plan(f"run the action {definition.name}")
+
+        (tool,) = self._expose(run_action, "Run an action", about_to_run)
+        return tool
 
 
 def _quoted(description: str) -> str:

@@ -4,6 +4,7 @@ import base64
 import json
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, Literal, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 from pydantic import BaseModel, Field
 
 from inbox import Gap, Message
-from sanitizer import hide_secrets
+from sanitizer import hide_secrets, shortened
 
 MAX_JSON_DEPTH: Final = 64
 """JSON nested deeper is shown as text: parsers on the way to the model give up soon after."""
@@ -138,6 +139,18 @@ def visible_all(value: Any) -> Any:
     if isinstance(value, list):
         return [visible_all(item) for item in value]
     return value
+
+
+def visible_data(value: Any) -> Any:
+    """Apply `visible` to a JSON value; as text where the value would not survive the way to the assistant."""
+    with suppress(ValueError):
+        if not _deeper_than(value, MAX_JSON_DEPTH):
+            json.dumps(value, allow_nan=False)
+            return visible_all(value)
+    try:
+        return visible(json.dumps(value, ensure_ascii=False))
+    except RecursionError:
+        return "(nested too deep to be shown)"
 
 
 def decode_text(payload: bytes) -> str | None:
@@ -298,6 +311,23 @@ def _beginning(text: str, room: int) -> str:
             room -= size
             end += step
     return text[:end]
+
+
+def fitting(text: str, room: int) -> str:
+    """Return the beginning of a text that takes at most `room` bytes of JSON, its secrets hidden."""
+    room -= 2  # the quotes
+    text = shortened(text, max(0, room))
+    kept = _beginning(text, room)
+    return kept if kept == text else f"{_beginning(kept, room - _ELLIPSIS)}…"
+
+
+_ELLIPSIS: Final = 6
+"""Bytes of "…" as JSON."""
+
+
+def quoted(text: str, room: int = 600) -> str:
+    """Quote words of others in a sentence of ours: on one line, and where they end is plain."""
+    return json.dumps(visible(fitting(text, room)), ensure_ascii=False)
 
 
 def _decode_start(payload: bytes, size: int) -> str | None:

@@ -18,11 +18,11 @@ from errors import InputError
 from inbox import Message
 from lot import Analysis, analyse
 from lot.extract import Extract, extract
-from mqtt_client import Broker
 from sanitizer import hide_secrets, shortened
-from tools.answers import size_of, visible
-from tools.expose import READS, OptionalText, expose, tell_progress
+from tools.answers import fitting, size_of, visible
+from tools.expose import Exposer, OptionalText, tell_progress
 from tools.lot import ShownDefinition, ShownProblem, show_problems, verdict
+from tools.policed import PolicedBroker
 from topics import TopicFilter, check_topic_name, shown
 
 MOST_VALUE: Final = 1000
@@ -32,6 +32,9 @@ MOST_SOURCES_SHOWN: Final = 20
 
 _VALUES_WITHIN_S: Final = 2.0
 _TELL_EVERY_S: Final = 0.5
+_NO_SCORE: Final = 1e9
+_LABEL: Final = 200
+"""Bytes of what is said of each thing that went along."""
 _FORM: Final = (
     "Write LoT (the language of Coreflux brokers) that does what follows. Answer with all of the code in one fenced "
     "block, without comments in it, and after it explain it in a few sentences."
@@ -83,19 +86,19 @@ class Generated(BaseModel):
 class Copilot:
     """What the Coreflux Copilot can do for an assistant."""
 
-    def __init__(self, client: CopilotClient, broker: Broker, coreflux: Coreflux, bounds: Bounds) -> None:
+    def __init__(self, client: CopilotClient, broker: PolicedBroker, coreflux: Coreflux, bounds: Bounds) -> None:
         self._client = client
         self._broker = broker
         self._coreflux = coreflux
         self._bounds = bounds
 
-    def tools(self) -> list[Tool]:
-        """List the tools; there are none without a Copilot."""
+    def tools(self, expose: Exposer) -> list[Tool]:
+        """List the tools there are; none without a Copilot."""
         if self._client.missing:
             return []
         return [
-            expose(self.copilot_ask, "Ask the Copilot", READS),
-            expose(self.copilot_generate_lot, "Have LoT written", READS),
+            *expose(self.copilot_ask, "Ask the Copilot"),
+            *expose(self.copilot_generate_lot, "Have LoT written"),
         ]
 
     async def copilot_ask(
@@ -112,14 +115,14 @@ class Copilot:
         asked = Asked(
             answer=visible(reply.text),
             sources=_sources(reply),
-            finish_reason=reply.finish_reason,
+            finish_reason=reply.finish_reason and visible(reply.finish_reason),
             notes=[visible(note) for note in reply.notes],
-            sent_along=list(along),
+            sent_along=[fitting(each, _LABEL) for each in along],
         )
         room = self._bounds.result_max_bytes
         if size_of(asked) > room:
             asked.sources, asked.truncated = [], True
-            asked.answer = _fitting(asked.answer, room - size_of(asked) + len(json.dumps(asked.answer)))
+            asked.answer = fitting(asked.answer, room - size_of(asked) + len(json.dumps(asked.answer)))
         return asked
 
     async def copilot_generate_lot(
@@ -160,19 +163,19 @@ class Copilot:
             problems=show_problems(analysis.problems),
             verdict=verdict(analysis.problems) if extracted.code else "there is no LoT in the answer",
             explanation=visible(extracted.prose),
-            finish_reason=reply.finish_reason,
+            finish_reason=reply.finish_reason and visible(reply.finish_reason),
             attempts=attempts,
             notes=[visible(note) for note in reply.notes],
-            sent_along=list(along),
+            sent_along=[fitting(each, _LABEL) for each in along],
         )
         room = self._bounds.result_max_bytes
         if size_of(generated) > room:
             generated.truncated = True
-            generated.explanation = _fitting(generated.explanation, room // 8)
+            generated.explanation = fitting(generated.explanation, room // 8)
             del generated.problems[10:]
             del generated.definitions[50:]
         if size_of(generated) > room:
-            generated.code = _fitting(generated.code, room - size_of(generated) + len(json.dumps(generated.code)))
+            generated.code = fitting(generated.code, room - size_of(generated) + len(json.dumps(generated.code)))
         return generated
 
     async def _along(self, context: str, topics: list[str] | None, entities: list[str] | None) -> dict[str, str]:
@@ -217,7 +220,7 @@ class Copilot:
         pictures = {kind: await self._coreflux.entities([kind]) for kind in dict.fromkeys(kind for kind, _ in wanted)}
         for kind, name in wanted:
             code = _cut(find(pictures[kind], kind, name).code, MOST_SOURCE)
-            along[f"{kind} {name} ({len(code)} characters)"] = f"The {kind} {name} that runs now:\n{code}"
+            along[visible(f"{kind} {name} ({len(code)} characters)")] = f"The {kind} {name} that runs now:\n{code}"
         return along
 
 
@@ -259,18 +262,16 @@ def _sources(reply: Answer) -> list[Source]:
             id=visible(shortened(str(each.get("id", "")), 100)),
             filename=visible(shortened(str(each["filename"]), 200)) if each.get("filename") else None,
             page=each["page"] if isinstance(each.get("page"), int) else None,
-            score=each["score"] if isinstance(each.get("score"), int | float) else None,
+            score=_score(each.get("score")),
         )
         for each in reply.sources[:MOST_SOURCES_SHOWN]
     ]
 
 
+def _score(value: object) -> float | None:
+    """Take a score that is a number, and no NaN."""
+    return float(value) if isinstance(value, int | float) and abs(value) < _NO_SCORE else None
+
+
 def _cut(text: str, characters: int) -> str:
     return shortened(text, characters) + (" (cut)" if len(text) > characters else "")
-
-
-def _fitting(text: str, room: int) -> str:
-    """Cut a text so that it takes at most `room` bytes as JSON."""
-    while len(json.dumps(text)) > max(room, 2):
-        text = text[: len(text) * 3 // 4]
-    return text

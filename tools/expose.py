@@ -1,10 +1,11 @@
-"""The one way from a method to a tool: what every call and every answer must go through happens here, once."""
+"""The one way from a method to a tool: what every call and every answer must go through happens here and in `gate`."""
 
 import functools
 import inspect
 import json
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from difflib import get_close_matches
 from typing import Annotated, Any, Final
 
@@ -12,48 +13,75 @@ from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.mcpserver.tools import Tool
+from mcp.server.mcpserver.utilities.context_injection import find_context_parameter
 from mcp.shared.exceptions import MCPError
-from mcp.types import INTERNAL_ERROR, INVALID_PARAMS, CallToolResult, TextContent, ToolAnnotations
+from mcp.types import (
+    INTERNAL_ERROR,
+    INVALID_PARAMS,
+    CallToolResult,
+    InputRequiredResult,
+    TextContent,
+    ToolAnnotations,
+)
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
+from config import AccessMode
 from errors import BridgeError
+from policy import Effect, exists_in, rule_of
 from sanitizer import hide_secrets
+from tools.gate import Describe, Gate
 from topics import shown
 
 logger = logging.getLogger(__name__)
 
-READS: Final = ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=True)
-"""Looks, and changes nothing at the broker that others could see."""
-HANDLES: Final = ToolAnnotations(
-    read_only_hint=True, destructive_hint=False, idempotent_hint=False, open_world_hint=True
-)
-"""Looks, and opens or closes something of this session."""
-WRITES: Final = ToolAnnotations(
-    read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=True
-)
-"""Acts on the world: a message can start a motor, and a retained one replaces what was there."""
-DELETES: Final = ToolAnnotations(
-    read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True
-)
-"""Removes something that others rely on."""
+_HINTS: Final[dict[Effect, ToolAnnotations]] = {
+    "looks": ToolAnnotations(read_only_hint=True, destructive_hint=False, idempotent_hint=True, open_world_hint=True),
+    "handles": ToolAnnotations(
+        read_only_hint=True, destructive_hint=False, idempotent_hint=False, open_world_hint=True
+    ),
+    "writes": ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=False, open_world_hint=True),
+    "deletes": ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True),
+}
+"""What clients are told about a tool. What writes can destroy: a message can start a motor, or replace a kept value."""
 
 OptionalText = Annotated[str, BeforeValidator(lambda value: "" if value is None else value)]
 """Text that may be left out. Exactly `str` for the SDK, which would parse JSON-looking text for any other type."""
 
 
-def expose(method: Callable[..., Awaitable[BaseModel]], title: str, hints: ToolAnnotations) -> Tool:
-    """Turn a toolset's method into a tool.
+class Exposer:
+    """Turns the methods of toolsets into tools, those that exist in the access mode."""
 
-    The docstring becomes the description, the annotations the schemas. A foreseen failure becomes a tool error; every
-    text that goes out has its secrets hidden; arguments that do not exist are refused.
-    """
+    def __init__(self, gate: Gate, access: AccessMode) -> None:
+        self._gate = gate
+        self._access = access
+
+    def __call__(
+        self, method: Callable[..., Awaitable[BaseModel]], title: str, describe: Describe | None = None
+    ) -> list[Tool]:
+        """Make the tool of a method; none where the access mode does not have it.
+
+        The docstring becomes the description, the annotations the schemas. A foreseen failure becomes a tool error;
+        every text that goes out has its secrets hidden; arguments that do not exist are refused.
+        """
+        name = method.__name__
+        return [_tool(method, title, self._gate, describe)] if exists_in(name, self._access) else []
+
+
+def _tool(method: Callable[..., Awaitable[BaseModel]], title: str, gate: Gate, describe: Describe | None) -> Tool:
     signature = inspect.signature(method)
     answer_model = signature.return_annotation
+    name = method.__name__
+    own_context = find_context_parameter(method)
 
     @functools.wraps(method)
-    async def guarded(*args: object, **kwargs: object) -> CallToolResult:
+    async def guarded(**arguments: Any) -> CallToolResult | InputRequiredResult:
+        given = {key: value for key, value in arguments.items() if key != own_context}
+
+        async def run() -> CallToolResult:
+            return _answered(await method(**arguments))
+
         try:
-            answer = await method(*args, **kwargs)
+            return await gate.call(name, given, _context.get(), describe, run)
         except BridgeError as exc:
             failed = getattr(exc, "answer", None)
             if failed is None:
@@ -63,15 +91,15 @@ def expose(method: Callable[..., Awaitable[BaseModel]], title: str, hints: ToolA
                 structured_content=_all_fit_to_leave(failed.model_dump(mode="json")),
                 is_error=True,
             )
-        structured = _all_fit_to_leave(answer.model_dump(mode="json"))
-        text = json.dumps(structured, ensure_ascii=False, separators=(",", ":"))
-        return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=structured)
 
     guarded.__signature__ = signature.replace(  # type: ignore[attr-defined] # what inspect.signature looks for first
         return_annotation=Annotated[CallToolResult, answer_model]
     )
     tool = _StrictTool.from_function(
-        guarded, title=title, description=" ".join((method.__doc__ or "").split()), annotations=hints
+        guarded,
+        title=title,
+        description=" ".join((method.__doc__ or "").split()),
+        annotations=_HINTS[rule_of(name).effect],
     )
     metadata = tool.fn_metadata
     metadata.arg_model.model_config["extra"] = "forbid"
@@ -82,11 +110,22 @@ def expose(method: Callable[..., Awaitable[BaseModel]], title: str, hints: ToolA
     return tool
 
 
+def _answered(answer: BaseModel) -> CallToolResult:
+    structured = _all_fit_to_leave(answer.model_dump(mode="json"))
+    text = json.dumps(structured, ensure_ascii=False, separators=(",", ":"))
+    return CallToolResult(content=[TextContent(type="text", text=text)], structured_content=structured)
+
+
+_context: ContextVar[Context[Any, Any]] = ContextVar("context")
+"""Of the call that is being served."""
+
+
 class _StrictTool(Tool):
     """A tool that says in plain words what is wrong with its arguments."""
 
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         """Run the tool; see `Tool.run`."""
+        _context.set(context)
         try:
             return await super().run(arguments, context, convert_result)
         except ToolError as exc:

@@ -2,31 +2,36 @@
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel, Field
 
 from backups import Backups, Saved
-from config import AccessMode, Bounds
+from config import Bounds
 from copilot_client import CopilotClient, Finding
-from coreflux import ROOTS, Coreflux, Entity, Reply, check_name, find, named
+from coreflux import ROOTS, Coreflux, Entity, Reply, check_command, check_name, find, is_guarded, named
 from deployment import Outcome, Step, deploy, plan
 from errors import BridgeError, BrokerError, BrokerRefusedError, InputError, ServiceError
 from inbox import Message
-from lot import Problem, analyse
+from lot import Definition, Problem, analyse
 from mqtt_client import Broker
 from sanitizer import hide_secrets, shortened
-from tools.answers import size_of, visible
-from tools.expose import DELETES, READS, WRITES, expose
-from topics import TopicFilter
+from tools.answers import NotFaithfulError, decode_json, fitting, quoted, size_of, visible, visible_data
+from tools.expose import Exposer
+from tools.gate import Plan
+from topics import TopicFilter, shown
 
 NOTHING_FOUND: Final = "no problem found locally; only the broker can say that it is right"
 
 _TRACE_S: Final = 3.0
+_MOST_TRACED: Final = 1000
 _DIFF_CHARS: Final = 4000
 _KEPT_PROBLEMS: Final = 100
+_NAMED: Final = 20
+_WORDS: Final = 500
+"""Characters of what the broker says to each problem."""
 
 ShownKind = Literal["action", "model", "rule", "route", "panel", "theme"]
 Code = Annotated[str, Field(min_length=1, max_length=1 << 20, description="LoT, one definition or several")]
@@ -156,25 +161,18 @@ class Lot:
         self._bounds = bounds
         self._deploying = asyncio.Lock()
 
-    def tools(self, access: AccessMode) -> list[Tool]:
-        """List the tools that an access mode has."""
-        tools = [
-            expose(self.lot_list, "List entities", READS),
-            expose(self.lot_show, "Show an entity", READS),
-            expose(self.lot_check, "Check LoT", READS),
-            expose(self.lot_diagnose, "Diagnose an entity", READS),
+    def tools(self, expose: Exposer) -> list[Tool]:
+        """List the tools there are."""
+        return [
+            *expose(self.lot_list, "List entities"),
+            *expose(self.lot_show, "Show an entity"),
+            *expose(self.lot_check, "Check LoT"),
+            *expose(self.lot_diagnose, "Diagnose an entity"),
+            *expose(self.lot_deploy, "Deploy LoT", self._about_to_deploy),
+            *expose(self.lot_run_action, "Run an action", self._about_to_run),
+            *expose(self.lot_remove, "Remove an entity", self._about_to_remove),
+            *expose(self.coreflux_command, "Coreflux command", self._about_to_command),
         ]
-        if access in ("write", "admin"):
-            tools += [
-                expose(self.lot_deploy, "Deploy LoT", WRITES),
-                expose(self.lot_run_action, "Run an action", WRITES),
-            ]
-        if access == "admin":
-            tools += [
-                expose(self.lot_remove, "Remove an entity", DELETES),
-                expose(self.coreflux_command, "Coreflux command", WRITES),
-            ]
-        return tools
 
     async def lot_list(self, kind: ShownKind | None = None) -> Entities:
         """List what runs in the Coreflux broker: actions, models, rules, routes, panels, themes."""
@@ -200,11 +198,8 @@ class Lot:
         room = self._bounds.result_max_bytes
         if size_of(answer) > room:
             answer.truncated = True
-            answer.code = shortened(answer.code, room // 2)
-            answer.description, answer.error = (
-                shortened(answer.description, room // 8),
-                shortened(answer.error, room // 8),
-            )
+            answer.code = fitting(answer.code, room // 2)
+            answer.description, answer.error = fitting(answer.description, room // 8), fitting(answer.error, room // 8)
         return answer
 
     async def lot_check(self, code: Code) -> Checked:
@@ -298,26 +293,59 @@ class Lot:
         trace: list[Any] = []
         if kind == "action":
             trace = await self._trace(name)
+        room = self._bounds.result_max_bytes
         answer = Diagnosis(
-            report=visible_data(reply.data or reply.message), error=visible(entity.error if entity else ""), trace=trace
+            report=visible_data(reply.data or reply.message), error=visible(entity.error if entity else ""), trace=[]
         )
-        while answer.trace and size_of(answer) > self._bounds.result_max_bytes:
-            answer.trace.pop()
-            answer.truncated = True
-        if size_of(answer) > self._bounds.result_max_bytes:
-            answer.report, answer.truncated = shortened(_text(answer.report), self._bounds.result_max_bytes // 2), True
+        if size_of(answer) > room:
+            answer.report, answer.truncated = fitting(_text(answer.report), room // 2), True
+            answer.error = fitting(answer.error, room // 4)
+        room -= size_of(answer)
+        for each in trace:
+            room -= len(json.dumps(each)) + 2
+            if room < 0:
+                answer.truncated = True
+                break
+            answer.trace.append(each)
         return answer
 
     async def coreflux_command(self, command: Annotated[str, Field(min_length=2, max_length=1 << 20)]) -> Ran:
         """Give the broker one administration command, like -listRoutes. For LoT use the lot_ tools."""
         return self._fit(_succeeded(await self._coreflux.command(command), named(command)))
 
+    async def _about_to_deploy(self, code: str, dry_run: bool) -> Plan | None:
+        """Say what a deployment changes; replacing a rule is what can lock everybody out."""
+        if dry_run:
+            return None
+        definitions = (await asyncio.to_thread(analyse, code)).definitions
+        words = f"deploy {_names(definitions)} to {self._broker.state.broker}"
+        rules = {each.name for each in definitions if each.kind == "rule"}
+        if not rules:
+            return Plan(words)
+        picture = await self._coreflux.entities(["rule"])
+        replaced = sorted(each.name for each in picture.entities if each.name in rules)
+        if not replaced and picture.complete:
+            return Plan(words)
+        return Plan(f"{words}, replacing the rules {', '.join(replaced) or '(it is not known which)'}", "something")
+
+    async def _about_to_run(self, name: str, **_: object) -> Plan:
+        return Plan(f"run the action {shown(name)} on {self._broker.state.broker}")
+
+    async def _about_to_remove(self, kind: str, name: str) -> Plan:
+        return Plan(f"remove the {kind} {shown(name)} from {self._broker.state.broker}", "something")
+
+    async def _about_to_command(self, command: str) -> Plan:
+        command = check_command(command)
+        words = f"give {self._broker.state.broker} the command {named(command)}"
+        return Plan(words, "something" if is_guarded(command) else "nothing")
+
     async def _trace(self, name: str) -> list[Any]:
         """Arm the trace of an action and hear what its next runs say, for a moment."""
         heard: list[Any] = []
 
         def hear(message: Message) -> None:
-            heard.append(visible_data(_parsed(message.payload.decode(errors="replace"))))
+            if len(heard) < _MOST_TRACED:
+                heard.append(visible_data(_parsed(message.payload.decode(errors="replace"))))
 
         async with self._broker.listen(TopicFilter(f"{ROOTS['action']}/{name}/Trace"), hear):
             armed = await self._coreflux.command(f"-actionTrace {name}")
@@ -330,18 +358,27 @@ class Lot:
             success=reply.success,
             message=visible(reply.message),
             data=visible_data(reply.data),
-            errors=[visible_data(dict(each)) for each in reply.errors],
+            errors=[_shown_error(each) for each in reply.errors[:_KEPT_PROBLEMS]],
         )
-        if size_of(answer) > self._bounds.result_max_bytes:
+        room = self._bounds.result_max_bytes
+        if size_of(answer) > room:
             answer.truncated = True
-            answer.data = shortened(_text(answer.data), self._bounds.result_max_bytes // 2)
-            answer.message = shortened(answer.message, self._bounds.result_max_bytes // 8)
+            answer.data = fitting(_text(answer.data), room // 2)
+            answer.message = fitting(answer.message, room // 8)
+        while answer.errors and size_of(answer) > room:
+            answer.errors.pop()
         return answer
 
 
+def _names(definitions: Sequence[Definition]) -> str:
+    names = [f"{each.kind} {shown(each.name)[1:-1]}" for each in definitions[:_NAMED]]
+    more = len(definitions) - len(names)
+    return (", ".join(names) or "nothing") + (f" and {more} more" if more else "")
+
+
 def _show(entity: Entity) -> ShownEntity:
-    status = entity.status or {}
-    connection = " ".join(str(status[key]) for key in ("connection", "health") if key in status)
+    states = [(entity.status or {}).get(key) for key in ("connection", "health")]
+    connection = " ".join(str(state) for state in states if isinstance(state, str | int))
     return ShownEntity(
         kind=entity.kind,
         name=visible(entity.name),
@@ -360,7 +397,7 @@ def show_problems(problems: Sequence[Problem]) -> list[ShownProblem]:
             column=each.column,
             rule=each.rule,
             message=visible(each.message),
-            suggestion=each.suggestion,
+            suggestion=each.suggestion and visible(each.suggestion),
         )
         for each in sorted(problems, key=lambda each: each.severity)[:_KEPT_PROBLEMS]
     ]
@@ -386,9 +423,9 @@ def _broker_problems(outcome: Outcome) -> list[ShownProblem]:
             column=_number(error.get("column")),
             rule="broker",
             origin="broker",
-            message=visible(str(error.get("message", ""))),
+            message=visible(shortened(str(error.get("message", "")), _WORDS)),
         )
-        for error in outcome.errors
+        for error in outcome.errors[:_NAMED]
     ]
 
 
@@ -401,7 +438,7 @@ def _show_step(step: Step) -> PlannedStep:
         kind=step.definition.kind,
         name=step.definition.name,
         change=step.change,
-        diff=shortened(visible(step.diff), _DIFF_CHARS),
+        diff=fitting(visible(step.diff), _DIFF_CHARS),
     )
 
 
@@ -423,10 +460,11 @@ def _failure(outcome: Outcome) -> str:
         end = f"Everything was put back as it was (backup {outcome.backup_id})."
     else:
         end = (
-            f"NOT everything could be put back: {'; '.join(outcome.left)}. A person can restore it: "
+            f"NOT everything could be put back: {visible(shortened('; '.join(outcome.left), _WORDS))}. "
+            "A person can restore it: "
             f"python server.py backups restore {outcome.backup_id}"
         )
-    return f"The deployment failed. {outcome.failure} {end}"
+    return f"The deployment failed. {visible(shortened(outcome.failure, _WORDS))} {end}"
 
 
 def _succeeded(reply: Reply, what: str) -> Reply:
@@ -436,24 +474,22 @@ def _succeeded(reply: Reply, what: str) -> Reply:
         BrokerRefusedError: It says no.
     """
     if not reply.success:
-        details = "; ".join(text for each in reply.errors if (text := str(each.get("message", ""))) != reply.message)
-        raise BrokerRefusedError(f"The broker refused {what}: {reply.message} {details}".rstrip())
+        said = [reply.message, *(str(each.get("message", "")) for each in reply.errors[:_NAMED])]
+        raise BrokerRefusedError(
+            f"The broker refused {what}: {'; '.join(map(quoted, dict.fromkeys(filter(None, said))))}"
+        )
     return reply
 
 
-def visible_data(value: Any) -> Any:
-    """Show invisible characters in every text of a value as escapes."""
-    if isinstance(value, str):
-        return visible(value)
-    if isinstance(value, dict):
-        return {visible(str(key)): visible_data(inner) for key, inner in value.items()}
-    return [visible_data(inner) for inner in value] if isinstance(value, list) else value
+def _shown_error(error: Mapping[str, Any]) -> dict[str, Any]:
+    shown_error = visible_data(dict(error))
+    return shown_error if isinstance(shown_error, dict) else {"message": shown_error}
 
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
-    except ValueError:
+        return decode_json(text)
+    except NotFaithfulError:
         return text
 
 

@@ -15,11 +15,9 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel, Field
 
-from config import AccessMode, Bounds
-from coreflux import COMMAND_TOPIC
-from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError
+from config import Bounds, Confirm
+from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError, PolicyRefusedError
 from inbox import Inbox, Message, Reading
-from mqtt_client import Broker
 from mqtt_link import PublishProperties
 from sanitizer import hide_secrets
 from tools.answers import (
@@ -37,7 +35,10 @@ from tools.answers import (
     visible,
 )
 from tools.conditions import Condition, Matcher
-from tools.expose import DELETES, HANDLES, READS, WRITES, OptionalText, expose, tell_progress
+from tools.expose import Exposer, OptionalText, tell_progress
+from tools.gate import Plan
+from tools.policed import PolicedBroker
+from tools.undo import Previous, Undo, how
 from topics import TopicFilter, check_topic_name, shown
 
 MAX_SILENCE_S: Final = 2.0
@@ -84,6 +85,7 @@ class TopicsSeen(BaseModel):
     truncated: bool
     listened_s: float
     connected_throughout: bool
+    left_out: list[str] = Field(default=[], exclude_if=lambda value: not value)
 
 
 class ValuesRead(BaseModel):
@@ -162,6 +164,8 @@ class PublishedAnswer(BaseModel):
     acknowledged: bool
     reason: str
     elapsed_ms: float
+    replaced: Previous | None = Field(default=None, exclude_if=lambda value: value is None)
+    undo: str = Field(default="", exclude_if=lambda value: not value)
 
 
 class Responded(BaseModel):
@@ -179,6 +183,8 @@ class Cleared(BaseModel):
     dry_run: bool
     truncated: bool
     failed: dict[str, str] = Field(default={}, exclude_if=lambda value: not value)
+    removed: list[Previous] = Field(default=[], exclude_if=lambda value: not value)
+    undo: str = Field(default="", exclude_if=lambda value: not value)
 
 
 @dataclass(slots=True)
@@ -198,36 +204,34 @@ class _Look:
     listened_s: float
     connected_throughout: bool
     incomplete: bool
+    left_out: tuple[str, ...]
     token: str = field(default_factory=lambda: secrets.token_hex(4))
 
 
 class Messaging:
     """Publish, subscribe, read and wait."""
 
-    def __init__(self, broker: Broker, bounds: Bounds) -> None:
+    def __init__(self, broker: PolicedBroker, bounds: Bounds, undo: Undo, confirm: Confirm) -> None:
         self._broker = broker
         self._bounds = bounds
+        self._undo = undo
+        self._confirm = confirm
         self._looks: dict[str, _Look] = {}
         self._started = time.time()
 
-    def tools(self, access: AccessMode) -> list[Tool]:
-        """List the tools that an access mode has."""
-        tools = [
-            expose(self.mqtt_topics, "Look around", READS),
-            expose(self.mqtt_read, "Read current values", READS),
-            expose(self.mqtt_subscribe, "Subscribe", HANDLES),
-            expose(self.mqtt_messages, "Read received messages", READS),
-            expose(self.mqtt_unsubscribe, "Unsubscribe", HANDLES),
-            expose(self.mqtt_wait, "Wait for a message", READS),
+    def tools(self, expose: Exposer) -> list[Tool]:
+        """List the tools there are."""
+        return [
+            *expose(self.mqtt_topics, "Look around"),
+            *expose(self.mqtt_read, "Read current values"),
+            *expose(self.mqtt_subscribe, "Subscribe"),
+            *expose(self.mqtt_messages, "Read received messages"),
+            *expose(self.mqtt_unsubscribe, "Unsubscribe"),
+            *expose(self.mqtt_wait, "Wait for a message"),
+            *expose(self.mqtt_publish, "Publish", self._about_to_publish),
+            *expose(self.mqtt_request, "Request and response", self._about_to_request),
+            *expose(self.mqtt_clear_retained, "Clear retained messages", self._about_to_clear),
         ]
-        if access in ("write", "admin"):
-            tools += [
-                expose(self.mqtt_publish, "Publish", WRITES),
-                expose(self.mqtt_request, "Request and response", WRITES),
-            ]
-        if access == "admin":
-            tools.append(expose(self.mqtt_clear_retained, "Clear retained messages", DELETES))
-        return tools
 
     async def mqtt_topics(
         self,
@@ -252,6 +256,7 @@ class Messaging:
             truncated=True,
             listened_s=look.listened_s,
             connected_throughout=look.connected_throughout,
+            left_out=list(look.left_out),
         )
         room = self._bounds.result_max_bytes - size_of(answer)
         for heard in look.topics[first : first + limit]:
@@ -274,17 +279,17 @@ class Messaging:
 
     async def _look_around(self, topic_filter: TopicFilter, listen_s: float, contains: str) -> _Look:
         heard: dict[str, _Heard] = {}
-        left_out = False
+        incomplete = False
         wanted = contains.casefold()
 
         def hear(message: Message) -> None:
-            nonlocal left_out
+            nonlocal incomplete
             known = heard.get(message.topic)
             if known is None:
                 if wanted and wanted not in message.topic.casefold():
                     return
                 if len(heard) >= MAX_TOPICS_HEARD:
-                    left_out = True
+                    incomplete = True
                     return
                 known = heard[message.topic] = _Heard(message)
             elif message.retained and known.last.payload == message.payload:
@@ -295,14 +300,12 @@ class Messaging:
             known.last = message
 
         started = time.monotonic()
-        for message in self._broker.inbox.held(topic_filter):
-            hear(message)
-        connected = True
-        if listen_s:
-            async with self._broker.listen(topic_filter, hear, qos=0) as watch:
-                await asyncio.sleep(listen_s)
-            connected = watch.connected_throughout
-        look = _Look([heard[topic] for topic in sorted(heard)], _elapsed(started), connected, left_out)
+        part = self._broker.policy.look(topic_filter)
+        async with self._broker.look(part, hear) as watches:
+            await asyncio.sleep(listen_s)
+        connected = all(watch.connected_throughout for watch in watches)
+        topics = [heard[topic] for topic in sorted(heard)]
+        look = _Look(topics, _elapsed(started), connected, incomplete, part.left_out)
         self._looks[look.token] = look
         while len(self._looks) > MAX_LOOKS:
             del self._looks[next(iter(self._looks))]
@@ -320,6 +323,7 @@ class Messaging:
         One exact topic returns as soon as it has a value. To follow values over time use mqtt_subscribe.
         """
         wanted = TopicFilter(topic_filter)
+        self._broker.policy.check_subscribe(wanted)
         newest: dict[str, Message] = {}
         enough = asyncio.Event()
         omitted: set[str] = set()
@@ -380,6 +384,8 @@ class Messaging:
         inbox = self._broker.inbox
         subscription = inbox.subscription(subscription_id) if subscription_id else None
         wanted = TopicFilter(topic_filter) if topic_filter else None
+        if wanted:
+            self._broker.policy.check_subscribe(wanted)
         if subscription is None and not inbox.subscriptions and not len(inbox):
             raise InputError("There is no subscription and nothing was collected: call mqtt_subscribe first.")
         there = await self._broker.still_there(MAX_SILENCE_S)
@@ -486,7 +492,7 @@ class Messaging:
 
         Acts on real devices. With retain=true it replaces the topic's kept value. Use mqtt_request to get a response.
         """
-        _check_target(topic)
+        check_topic_name(topic)
         data = self._encode(payload, encoding)
         properties = PublishProperties(
             content_type=_mqtt_text(content_type, "content_type"),
@@ -497,7 +503,10 @@ class Messaging:
                 for name, value in (user_properties or {}).items()
             ),
         )
+        self._broker.policy.check_publish(topic, retain=retain)
+        before = await self._retained_on(topic) if retain else None
         published = await self._broker.publish(topic, data, qos, retain=retain, properties=properties)
+        act = self._undo.begin() if before else ""
         return PublishedAnswer(
             topic=topic,
             bytes=len(data),
@@ -506,7 +515,40 @@ class Messaging:
             acknowledged=published.acknowledged,
             reason=published.reason,
             elapsed_ms=round(published.elapsed_ms, 2),
+            replaced=self._undo.keep(act, before) if before else None,
+            undo=how(act) if before else "",
         )
+
+    async def _about_to_publish(
+        self, topic: str, payload: str, qos: int, retain: bool, encoding: str, **_: object
+    ) -> Plan:
+        data = self._encode(payload, encoding)
+        words = f"publish {len(data)} bytes to {shown(topic)} with QoS {qos}"
+        if not retain:
+            return Plan(words)
+        if self._confirm == "destructive":
+            return Plan(f"{words}, retained")
+        before = await self._retained_on(check_topic_name(topic))
+        if before is None:
+            return Plan(f"{words}, retained where nothing is")
+        return Plan(f"{words}, retained in place of {len(before.payload)} bytes", loses="a retained value")
+
+    async def _about_to_request(self, topic: str, payload: str, **_: object) -> Plan:
+        return Plan(f"publish {len(payload)} characters to {shown(topic)} and wait for the answer")
+
+    async def _about_to_clear(self, topic_filter: str, dry_run: bool, limit: int) -> Plan | None:
+        if dry_run:
+            return None
+        broker = self._broker.state.broker
+        return Plan(f"delete up to {limit} retained messages below {shown(topic_filter)} from {broker}", "something")
+
+    async def _retained_on(self, topic: str) -> Message | None:
+        """Return the retained message of a topic; None also where we may not see it."""
+        found: list[Message] = []
+        with suppress(BrokerRefusedError, PolicyRefusedError):
+            async with self._broker.listen(TopicFilter(topic), found.append):
+                pass  # what is retained comes before the answer to the unsubscription
+        return next((message for message in found if message.retained and message.payload), None)
 
     async def mqtt_request(
         self,
@@ -516,7 +558,7 @@ class Messaging:
         timeout_s: Timeout = 10,
     ) -> Responded:
         """Publish a request and return the response, matched by MQTT 5 correlation data."""
-        _check_target(topic)
+        check_topic_name(topic)
         data = self._encode(payload, "text")
         state = self._broker.state
         own_topic = not response_topic
@@ -567,7 +609,11 @@ class Messaging:
         """Delete the retained messages below a filter. First call with dry_run=true and show the user the list."""
         found = await self._retained(TopicFilter(topic_filter), limit)
         answer = Cleared(topics=[], cleared=0, dry_run=dry_run, truncated=len(found) > limit)
-        for done, topic in enumerate(found[:limit]):
+        act = "" if dry_run else self._undo.begin()
+        answer.undo = how(act) if act else ""
+        room = self._bounds.result_max_bytes // 2
+        for done, message in enumerate(found[:limit]):
+            topic = message.topic
             if not dry_run:
                 try:
                     await self._broker.publish(topic, b"", 1, retain=True, properties=PublishProperties())
@@ -577,20 +623,24 @@ class Messaging:
                 except BrokerError as exc:
                     raise type(exc)(f"{answer.cleared} of {len(found[:limit])} were cleared. {exc}") from exc
                 answer.cleared += 1
+                previous = self._undo.keep(act, message)
+                room -= size_of(previous)
+                if room >= 0 or not previous.kept:
+                    answer.removed.append(previous)
                 await tell_progress(context, done + 1, len(found[:limit]), f"cleared {visible(topic)}")
             answer.topics.append(visible(topic))
         if answer.failed and not answer.cleared:
             raise BrokerRefusedError(f"None of {len(answer.failed)} was cleared. {next(iter(answer.failed.values()))}")
         return answer
 
-    async def _retained(self, topic_filter: TopicFilter, limit: int) -> Sequence[str]:
-        """Return the topics with a retained message, one more than `limit` at the most."""
-        found: dict[str, None] = {}
+    async def _retained(self, topic_filter: TopicFilter, limit: int) -> Sequence[Message]:
+        """Return the retained messages by topic, one more than `limit` at the most."""
+        found: dict[str, Message] = {}
         heard = asyncio.Event()
 
         def hear(message: Message) -> None:
             if message.retained and message.payload and len(found) <= limit:
-                found[message.topic] = None
+                found[message.topic] = message
                 heard.set()
 
         async with self._broker.listen(topic_filter, hear):
@@ -599,7 +649,7 @@ class Messaging:
                     heard.clear()
                     async with asyncio.timeout(_QUIET_S):
                         await heard.wait()
-        return sorted(found)
+        return [found[topic] for topic in sorted(found)]
 
     def _encode(self, payload: str, encoding: str) -> bytes:
         try:
@@ -724,16 +774,3 @@ def _number(payload: bytes) -> float | None:
 
 def _elapsed(started: float) -> float:
     return round(time.monotonic() - started, 3)
-
-
-def _check_target(topic: str) -> None:
-    """Check a topic to publish to; commands to a Coreflux broker go another way, where they are looked at.
-
-    Raises:
-        InputError: It is no topic name, or that of the command channel.
-    """
-    check_topic_name(topic)
-    if topic.lower() == COMMAND_TOPIC.lower():
-        raise InputError(
-            f"Commands are not published to {COMMAND_TOPIC} by hand: use the lot_ tools or coreflux_command."
-        )

@@ -20,7 +20,8 @@ from identity import Identity, Make
 from mqtt_client import Broker
 from tools.actions import ActionTools
 from tools.answers import ShownGap, instant, show_gaps, visible
-from tools.expose import READS, expose
+from tools.expose import Exposer
+from tools.gate import Gate
 
 _FIRST_ATTEMPT_S: Final = 1.0
 _SUBSCRIPTIONS_SHOWN: Final = 50
@@ -83,6 +84,14 @@ class PolicyFacts(BaseModel):
     """What the assistant may do."""
 
     access: str
+    publish_allow: list[str]
+    publish_deny: list[str]
+    subscribe_allow: list[str]
+    subscribe_deny: list[str]
+    confirm: str
+    confirm_fallback: str
+    audit: str
+    limits: dict[str, int]
 
 
 class CopilotFacts(BaseModel):
@@ -124,6 +133,7 @@ class ServerStatus:
         broker: Broker,
         identity: Identity,
         copilot: CopilotClient,
+        gate: Gate,
         config: Config,
         backups: Backups,
         actions: ActionTools | None,
@@ -133,6 +143,7 @@ class ServerStatus:
         self._broker = broker
         self._identity = identity
         self._copilot = copilot
+        self._gate = gate
         self._config = config
         self._backups = backups
         self._actions = actions
@@ -140,9 +151,9 @@ class ServerStatus:
         self._version = version
         self._started = time.monotonic()
 
-    def tools(self) -> list[Tool]:
-        """List the tools."""
-        return [expose(self.server_status, "Server status", READS)]
+    def tools(self, expose: Exposer) -> list[Tool]:
+        """List the tools there are."""
+        return expose(self.server_status, "Server status")
 
     async def server_status(self, check: bool = False) -> Status:
         """Report connection, subscriptions, buffer, access mode and advice. Use it first and when something fails.
@@ -158,27 +169,7 @@ class ServerStatus:
                 round_trip_ms = round(await self._broker.probe(), 2)
             except BrokerError as exc:
                 advice.append(str(exc))
-        if not state.connected:
-            advice.append(state.last_error or "The first connection to the broker is being made.")
-        refused = [subscription for subscription in inbox.subscriptions.values() if subscription.refusal]
-        advice += [str(subscription.refusal) for subscription in refused]
-        if len(inbox.subscriptions) > _SUBSCRIPTIONS_SHOWN:
-            advice.append(f"{len(inbox.subscriptions) - _SUBSCRIPTIONS_SHOWN} more subscriptions are not shown.")
-        if self._config.broker.embedded:
-            advice.append("This is the built-in development broker with a simulated plant: nothing here is real.")
-        for backup in await asyncio.to_thread(self._backups.unfinished, state.broker):
-            names = ", ".join(f"{each.kind} {each.name}" for each in backup.entities)
-            advice.append(
-                f"The change of {names} at {backup.created} did not end. What was there before is in backup "
-                f"{backup.id}; a person can put it back: python server.py backups restore {backup.id}"
-            )
-        if self._actions:
-            advice += self._actions.advice()
-        if inbox.dropped:
-            advice.append(
-                f"{inbox.dropped} messages did not stay in the buffer: read more often, subscribe to less, "
-                "or raise BUFFER_MAX_MESSAGES and BUFFER_MAX_BYTES."
-            )
+        advice += await self._advice()
         missing = self._copilot.missing
         copilot = CopilotFacts(configured=not missing, reachable=None, missing=missing)
         if check and not missing:
@@ -222,10 +213,53 @@ class ServerStatus:
                 max_bytes=inbox.max_bytes,
                 dropped=inbox.dropped,
             ),
-            policy=PolicyFacts(access=self._config.access_mode),
+            policy=self._policy(),
             copilot=copilot,
             process=ProcessFacts(pid=os.getpid(), rss_mb=_rss_mb(), threads=threading.active_count()),
             advice=[visible(text) for text in advice],
+        )
+
+    async def _advice(self) -> list[str]:
+        """Say what is not as it should be, and what to do about it."""
+        state, inbox = self._broker.state, self._broker.inbox
+        advice: list[str] = []
+        if not state.connected:
+            advice.append(state.last_error or "The first connection to the broker is being made.")
+        refused = [subscription for subscription in inbox.subscriptions.values() if subscription.refusal]
+        advice += [str(subscription.refusal) for subscription in refused]
+        if len(inbox.subscriptions) > _SUBSCRIPTIONS_SHOWN:
+            advice.append(f"{len(inbox.subscriptions) - _SUBSCRIPTIONS_SHOWN} more subscriptions are not shown.")
+        if self._config.broker.embedded:
+            advice.append("This is the built-in development broker with a simulated plant: nothing here is real.")
+        for backup in await asyncio.to_thread(self._backups.unfinished, state.broker):
+            names = ", ".join(f"{each.kind} {each.name}" for each in backup.entities)
+            advice.append(
+                f"The change of {names} at {backup.created} did not end. What was there before is in backup "
+                f"{backup.id}; a person can put it back: python server.py backups restore {backup.id}"
+            )
+        if self._actions:
+            advice += self._actions.advice()
+        if self._gate.audit.failure:
+            advice.append(f"What is done is not recorded: {self._gate.audit.failure}")
+        if inbox.dropped:
+            advice.append(
+                f"{inbox.dropped} messages did not stay in the buffer: read more often, subscribe to less, "
+                "or raise BUFFER_MAX_MESSAGES and BUFFER_MAX_BYTES."
+            )
+        return advice
+
+    def _policy(self) -> PolicyFacts:
+        rules = self._config.rules
+        return PolicyFacts(
+            access=self._config.access_mode,
+            publish_allow=[each.text for each in rules.publish_allow],
+            publish_deny=[each.text for each in rules.publish_deny],
+            subscribe_allow=[each.text for each in rules.subscribe_allow],
+            subscribe_deny=[each.text for each in rules.subscribe_deny],
+            confirm=rules.confirm,
+            confirm_fallback=rules.fallback,
+            audit="off" if self._config.audit.file is None else "failing" if self._gate.audit.failure else "on",
+            limits=self._gate.limits.facts(),
         )
 
     async def _identified(self) -> BrokerFacts:

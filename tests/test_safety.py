@@ -1,0 +1,589 @@
+"""What an assistant may not do, what a person is asked before, and what is written down: through the tools."""
+
+import asyncio
+import json
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp.client import Client
+from mcp.shared.exceptions import MCPError
+from mcp.types import ElicitResult, InputRequiredResult
+from pydantic import SecretStr
+
+from approvals import Approvals
+from audit import Audit, verify
+from config import AuditConfig, Config, Rules
+from policy import TOOLS, rule_of
+from server import build_server
+from tests.assistant import ALLOWED, ERAS, Assistant, Era
+from tests.child import COMMAND, settings
+from tests.documentation import COPILOT, list_tools
+from tests.fake_broker import FakeBroker
+from tests.test_coreflux import OPEN
+from tests.test_lot_tools import SPREAD
+from topics import TopicFilter
+
+pytestmark = pytest.mark.anyio
+
+Person = Callable[[str], ElicitResult]
+YES = ElicitResult(action="accept", content={"allow": True})
+ADMIN = Config(access_mode="admin")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("coreflux._QUIET_S", 0.03)
+    monkeypatch.setattr("identity._WAIT_S", 0.03)
+    monkeypatch.setattr("tools.messaging._QUIET_S", 0.03)
+
+
+@pytest.fixture
+def fake() -> FakeBroker:
+    broker = FakeBroker()
+    broker.send("plant/a", b"21.5", retain=True)
+    broker.send("plant/b", b"\xff\x00", retain=True)
+    return broker
+
+
+@asynccontextmanager
+async def assisted(
+    broker: FakeBroker,
+    config: Config = ADMIN,
+    era: Era = "auto",
+    person: Person | None = None,
+    audit: Audit | None = None,
+) -> AsyncIterator[Assistant]:
+    async def ask(context: Any, params: Any) -> ElicitResult:
+        assert person
+        return person(params.message)
+
+    server = build_server(config, broker, audit=audit)
+    async with Client(server, mode=era, elicitation_callback=ask if person else None) as client:
+        yield Assistant(client)
+
+
+class TestConfirmation:
+    """A person confirms what cannot be undone."""
+
+    @pytest.mark.parametrize("era", ERAS)
+    async def test_a_yes_lets_exactly_this_happen(self, fake: FakeBroker, era: Era) -> None:
+        asked: list[str] = []
+
+        def person(question: str) -> ElicitResult:
+            asked.append(question)
+            return YES
+
+        async with assisted(fake, era=era, person=person) as me:
+            await me.call("mqtt_clear_retained", topic_filter="plant/a", dry_run=True)
+            assert asked == []
+            cleared = await me.call("mqtt_clear_retained", topic_filter="plant/a", dry_run=False)
+            await me.call("mqtt_clear_retained", topic_filter="plant/b", dry_run=False)
+
+        assert cleared["topics"] == ["plant/a"]
+        assert len(asked) == 2  # a yes is good for one act
+        assert "'plant/a'" in asked[0]
+        assert "mqtt://fake:1883" in asked[0]
+        assert fake.retained == {}
+
+    @pytest.mark.parametrize("era", ERAS)
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            ElicitResult(action="decline"),
+            ElicitResult(action="cancel"),
+            ElicitResult(action="accept", content={"allow": False}),
+            ElicitResult(action="accept", content={}),
+            ElicitResult(action="accept"),
+            ElicitResult(action="accept", content={"allow": "certainly"}),
+        ],
+        ids=str,
+    )
+    async def test_anything_but_a_yes_is_a_no(self, fake: FakeBroker, era: Era, answer: ElicitResult) -> None:
+        async with assisted(fake, era=era, person=lambda _question: answer) as me:
+            words = await me.fail("mqtt_clear_retained", topic_filter="plant/#", dry_run=False)
+
+        assert "Not done" in words
+        assert set(fake.retained) == {"plant/a", "plant/b"}
+
+    @pytest.mark.parametrize("era", ERAS)
+    async def test_a_client_that_cannot_ask_is_told_the_other_way(self, fake: FakeBroker, era: Era) -> None:
+        async with assisted(fake, era=era) as me:
+            words = await me.fail("mqtt_clear_retained", topic_filter="plant/#", dry_run=False)
+
+        assert "CONFIRM_FALLBACK=approve-file" in words
+        assert set(fake.retained) == {"plant/a", "plant/b"}
+
+    async def test_no_argument_counts_as_a_yes(self, fake: FakeBroker) -> None:
+        async with assisted(fake) as me:
+            for argument in ("confirm", "allow", "force", "confirmed"):
+                words = await me.fail("mqtt_clear_retained", topic_filter="plant/#", dry_run=False, **{argument: True})
+                assert "no argument" in words
+
+    async def test_an_answer_is_good_for_its_act_alone_and_once(self, fake: FakeBroker) -> None:
+        def call(client: Client, topic_filter: str, **more: Any) -> Any:
+            arguments = {"topic_filter": topic_filter, "dry_run": False}
+            return client.session.call_tool("mqtt_clear_retained", arguments, allow_input_required=True, **more)
+
+        async with assisted(fake, person=lambda _question: YES) as me:
+            question = await call(me.client, "plant/a")
+            assert isinstance(question, InputRequiredResult)
+            answer = {"input_responses": dict.fromkeys(question.input_requests or {}, YES)}
+            state = {"request_state": question.request_state}
+            with pytest.raises(MCPError, match="requestState"):
+                await call(me.client, "plant/b", **answer, **state)
+            done = await call(me.client, "plant/a", **answer, **state)
+            fake.send("plant/a", b"22", retain=True)
+            again = await call(me.client, "plant/a", **answer, **state)
+
+        assert (done.is_error, again.is_error) == (False, True)
+        assert "used before" in again.content[0].text
+        assert set(fake.retained) == {"plant/a", "plant/b"}
+
+    async def test_an_answer_that_comes_too_late_is_none(
+        self, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("tools.confirm.ANSWER_WITHIN_S", 0.0)
+        for era in ERAS:
+            async with assisted(fake, era=era, person=lambda _question: YES) as me:
+                assert "Not done" in await me.fail("mqtt_clear_retained", topic_filter="#", dry_run=False)
+
+    @pytest.mark.parametrize(
+        ("confirm", "tool", "arguments", "asks"),
+        [
+            ("destructive", "mqtt_publish", {"topic": "plant/a", "payload": "1", "retain": True}, False),
+            ("overwrite", "mqtt_publish", {"topic": "plant/a", "payload": "1", "retain": True}, True),
+            ("overwrite", "mqtt_publish", {"topic": "plant/new", "payload": "1", "retain": True}, False),
+            ("overwrite", "mqtt_publish", {"topic": "plant/a", "payload": "1"}, False),
+            ("every", "mqtt_publish", {"topic": "plant/a", "payload": "1"}, True),
+            ("every", "mqtt_request", {"topic": "plant/a", "payload": "1", "timeout_s": 0.1}, True),
+            ("destructive", "lot_remove", {"kind": "action", "name": "Beat"}, True),
+            ("destructive", "lot_run_action", {"name": "Beat"}, False),
+            ("every", "lot_run_action", {"name": "Beat"}, True),
+            ("destructive", "coreflux_command", {"command": "-listRoutes"}, False),
+            ("destructive", "coreflux_command", {"command": "--remove-all-routes"}, True),
+            ("destructive", "coreflux_command", {"command": "-changeUserPassword bob hunter2"}, True),
+            ("destructive", "lot_deploy", {"code": SPREAD}, False),
+            ("destructive", "lot_deploy", {"code": OPEN}, True),  # the rule is there already
+            ("destructive", "lot_deploy", {"code": OPEN.replace("Closed", "Other")}, False),
+            ("destructive", "lot_deploy", {"code": OPEN, "dry_run": True}, False),
+            ("every", "mqtt_read", {"topic_filter": "plant/a", "timeout_s": 0.1}, False),
+        ],
+    )
+    async def test_a_person_is_asked_before_what_the_settings_say(
+        self, fake: FakeBroker, confirm: Any, tool: str, arguments: dict[str, Any], asks: bool
+    ) -> None:
+        fake.send("$SYS/Coreflux/Rules/Closed", OPEN.replace("ALLOW", "DENY").encode(), retain=True)
+        fake.refused.add("$SYS/Coreflux/Command")  # what goes on after the question does not matter here
+        asked: list[str] = []
+
+        def person(question: str) -> ElicitResult:
+            asked.append(question)
+            return ElicitResult(action="decline")
+
+        async with assisted(fake, Config(access_mode="admin", rules=Rules(confirm=confirm)), person=person) as me:
+            await me.client.call_tool(tool, arguments)
+
+        assert bool(asked) is asks
+        assert "hunter2" not in "".join(asked)
+
+
+class TestApproval:
+    """The way for clients that cannot ask."""
+
+    CONFIG = replace(ADMIN, rules=Rules(fallback="approve-file"))
+
+    def approve(self, approval: str, home: Path, answer: bytes) -> str:
+        """Answer as a person at a terminal does."""
+        ours, theirs = pty.openpty()
+        process = subprocess.Popen(
+            [*COMMAND, "approve", approval],
+            env=settings(XDG_STATE_HOME=str(home), HOME=str(home)),
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        os.close(theirs)
+        os.write(ours, answer)
+        output, _ = process.communicate(timeout=30)
+        os.close(ours)
+        return output.decode()
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+    async def test_a_person_allows_one_act_once(self, fake: FakeBroker, tmp_path: Path) -> None:
+        config = replace(self.CONFIG, state_dir=tmp_path / "coreflux-mcp")
+        act = {"topic_filter": "plant/a", "dry_run": False}
+        async with assisted(fake, config) as me:
+            words = await me.fail("mqtt_clear_retained", **act)
+            approval = words.partition("server.py approve ")[2].split()[0]
+            assert approval in await me.fail("mqtt_clear_retained", **act)  # the same question waits
+            no = await asyncio.to_thread(self.approve, approval, tmp_path, b"no\n")
+            assert "Not done" in await me.fail("mqtt_clear_retained", **act)
+            yes = await asyncio.to_thread(self.approve, approval, tmp_path, b"yes\n")
+            assert "Not done" in await me.fail("mqtt_clear_retained", topic_filter="plant/#", dry_run=False)
+            done = await me.call("mqtt_clear_retained", **act)
+            assert "Not done" in await me.fail("mqtt_clear_retained", **act)
+
+        assert "delete up to 50 retained messages below 'plant/a'" in yes
+        assert "Not allowed" in no
+        assert done["cleared"] == 1
+        assert "plant/b" in fake.retained
+
+    async def test_of_two_calls_one_uses_the_approval(self, fake: FakeBroker, tmp_path: Path) -> None:
+        async with assisted(fake, replace(self.CONFIG, state_dir=tmp_path)) as me:
+            act = {"topic_filter": "plant/#", "dry_run": False}
+            await me.fail("mqtt_clear_retained", **act)
+            approvals = Approvals(tmp_path / "approvals")
+            approvals.approve(approvals.waiting()[0])
+            results = await asyncio.gather(*(me.client.call_tool("mqtt_clear_retained", act) for _ in range(5)))
+
+        assert [result.is_error for result in results].count(False) == 1
+
+    def test_what_is_no_person_cannot_approve(self, tmp_path: Path) -> None:
+        approval = Approvals(tmp_path / "coreflux-mcp" / "approvals").ask("do it", "0" * 32)
+        done = subprocess.run(
+            [*COMMAND, "approve", approval.id],
+            env=settings(XDG_STATE_HOME=str(tmp_path), HOME=str(tmp_path)),
+            input="yes\n",
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+
+        assert done.returncode == 1
+        assert "Only a person at a terminal" in done.stderr
+
+    def test_an_approval_ends_by_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        approvals = Approvals(tmp_path)
+        approval = approvals.ask("do it", "0" * 32)
+        approvals.approve(approval)
+        (file,) = tmp_path.glob("*.json")
+        assert file.stat().st_mode & 0o777 == 0o600
+        monkeypatch.setattr("time.time", lambda: approval.until + 1)
+
+        assert not approvals.take("0" * 32)
+        assert list(tmp_path.glob("*.json")) == []
+
+
+class TestTopics:
+    """The rules for topics, as the tools obey them."""
+
+    RULES = Rules(
+        publish_allow=(TopicFilter("plant/cmd/#"),),
+        publish_deny=(TopicFilter("plant/cmd/secret"),),
+        subscribe_allow=(TopicFilter("plant/#"),),
+        subscribe_deny=(TopicFilter("plant/b"),),
+        fallback="allow",
+    )
+    CONFIG = Config(access_mode="admin", rules=RULES, copilot=COPILOT)
+
+    @pytest.mark.parametrize(
+        ("tool", "arguments", "says"),
+        [
+            ("mqtt_publish", {"topic": "plant/a", "payload": "1"}, "plant/cmd/#"),
+            ("mqtt_publish", {"topic": "plant/cmd/secret", "payload": "1"}, "PUBLISH_DENY has plant/cmd/secret"),
+            ("mqtt_request", {"topic": "plant/a", "payload": "1"}, "PUBLISH_ALLOW"),
+            ("mqtt_request", {"topic": "plant/cmd/x", "payload": "1", "response_topic": "office/x"}, "SUBSCRIBE_ALLOW"),
+            ("mqtt_read", {"topic_filter": "plant/#"}, "SUBSCRIBE_DENY has plant/b"),
+            ("mqtt_read", {"topic_filter": "office/#"}, "SUBSCRIBE_ALLOW, which has plant/#"),
+            ("mqtt_subscribe", {"topic_filter": "#"}, "SUBSCRIBE"),
+            ("mqtt_subscribe", {"topic_filter": "$share/g/plant/+"}, "plant/b"),
+            ("mqtt_messages", {"topic_filter": "#"}, "SUBSCRIBE"),
+            ("mqtt_wait", {"topic_filter": "plant/+", "timeout_s": 0.1}, "plant/b"),
+            ("mqtt_topics", {"topic_filter": "office/#", "listen_s": 0}, "Nothing of 'office/#' is open"),
+            ("mqtt_clear_retained", {"topic_filter": "plant/#"}, "plant/b"),
+            ("mqtt_clear_retained", {"topic_filter": "plant/a", "dry_run": False}, "PUBLISH_ALLOW"),
+            ("copilot_ask", {"question": "?", "include_topics": ["office/a"]}, "SUBSCRIBE_ALLOW"),
+        ],
+    )
+    async def test_what_is_closed_is_refused_with_the_rule(
+        self, fake: FakeBroker, tool: str, arguments: dict[str, Any], says: str
+    ) -> None:
+        async with assisted(fake, self.CONFIG) as me:
+            assert says in await me.fail(tool, **arguments)
+
+        assert fake.published == []
+        assert set(fake.retained) == {"plant/a", "plant/b"}
+
+    async def test_a_look_around_shows_what_is_open_and_says_what_was_left_out(self, fake: FakeBroker) -> None:
+        fake.send("office/secret", b"x", retain=True)
+        async with assisted(fake, self.CONFIG) as me:
+            seen = await me.call("mqtt_topics", listen_s=0.05)
+            whole = await me.call("mqtt_topics", topic_filter="plant/a", listen_s=0.05)
+
+        assert [each["topic"] for each in seen["topics"]] == ["plant/a"]
+        assert "plant/#" in seen["left_out"][0]
+        assert "plant/b" in seen["left_out"][1]
+        assert "left_out" not in whole
+
+    async def test_a_request_hears_its_answer_whatever_may_be_read(self, fake: FakeBroker) -> None:
+        def device(topic: str, _payload: bytes, properties: Any) -> None:
+            if topic == "plant/cmd/x":
+                fake.send(
+                    properties.response_topic, b"ok", properties={"correlation_data": properties.correlation_data}
+                )
+
+        fake.respond = device
+        async with assisted(fake, self.CONFIG) as me:
+            answer = await me.call("mqtt_request", topic="plant/cmd/x", payload="?")
+
+        assert answer["response"]["payload"] == "ok"
+
+    async def test_the_status_shows_the_rules(self, fake: FakeBroker) -> None:
+        async with assisted(fake, self.CONFIG) as me:
+            policy = (await me.call("server_status"))["policy"]
+
+        assert policy["subscribe_deny"] == ["plant/b"]
+        assert policy["confirm_fallback"] == "allow"
+
+    @pytest.mark.parametrize(
+        ("what", "topic", "code", "says"),
+        [
+            ("publish", "a/b", 0, "yes: PUBLISH_ALLOW has a/#"),
+            ("publish", "b", 1, "no: 'b' is not within PUBLISH_ALLOW"),
+            ("publish", "$SYS/Coreflux/Command", 1, "no: Commands"),
+            ("subscribe", "s/#", 1, "no: 's/#' is not within SUBSCRIBE_ALLOW, which has s/+"),
+            ("subscribe", "s/x", 0, "yes: SUBSCRIBE_ALLOW has s/+"),
+            ("publish", "a/#", 1, "wildcard"),
+        ],
+    )
+    def test_a_person_can_ask_what_is_allowed_and_why(self, what: str, topic: str, code: int, says: str) -> None:
+        environment = settings(PUBLISH_ALLOW="a/#", SUBSCRIBE_ALLOW="s/+")
+        done = subprocess.run(
+            [*COMMAND, "policy", "check", what, topic],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+
+        assert done.returncode == code
+        assert says in done.stdout + done.stderr
+
+
+class TestUndo:
+    """What was retained can be put back."""
+
+    async def test_what_was_replaced_is_in_the_answer_and_can_be_put_back(self, fake: FakeBroker) -> None:
+        async with assisted(fake) as me:
+            first = await me.call("mqtt_publish", topic="plant/a", payload="99", retain=True)
+            second = await me.call("mqtt_publish", topic="plant/new", payload="1", retain=True)
+            back = first["replaced"]
+            await me.call(
+                "mqtt_publish", topic=back["topic"], payload=back["payload"], encoding=back["encoding"], retain=True
+            )
+
+        assert back == {"topic": "plant/a", "bytes": 4, "encoding": "text", "payload": "21.5"}
+        assert "retain=true" in first["undo"]
+        assert "replaced" not in second
+        assert fake.retained["plant/a"] == b"21.5"
+
+    async def test_what_was_cleared_can_be_put_back_whole(self, fake: FakeBroker) -> None:
+        fake.send("plant/long", b"x" * 5000, retain=True)
+        before = dict(fake.retained)
+        async with assisted(fake, replace(ADMIN, rules=ALLOWED)) as me:
+            cleared = await me.call("mqtt_clear_retained", topic_filter="plant/#", dry_run=False)
+            assert fake.retained == {}
+            uri = cleared["undo"].split()[-1]
+            (content,) = (await me.client.read_resource(uri)).contents
+            for arguments in json.loads(content.text):  # type: ignore[union-attr]
+                await me.call("mqtt_publish", **arguments)
+
+        assert fake.retained == before
+        assert [each.get("encoding") for each in cleared["removed"]] == ["text", "base64", None]
+
+    async def test_what_is_kept_is_bounded(self, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tools.undo.MOST_BYTES", 10_000)
+        for number in range(5):
+            fake.send(f"big/{number}", b"x" * 4000, retain=True)
+        async with assisted(fake, replace(ADMIN, rules=ALLOWED)) as me:
+            removed = (await me.call("mqtt_clear_retained", topic_filter="big/#", dry_run=False))["removed"]
+
+        assert [each.get("kept", True) for each in removed] == [True, True, False, False, False]
+
+
+class TestLimits:
+    """Calls that run wild."""
+
+    async def test_a_refused_call_says_when_to_come_back(self, fake: FakeBroker) -> None:
+        config = replace(ADMIN, rules=Rules(calls_per_s=1, burst=3))
+        async with assisted(fake, config) as me:
+            for _ in range(3):
+                await me.call("mqtt_publish", topic="plant/x", payload="1")
+            words = await me.fail("mqtt_publish", topic="plant/x", payload="1")
+
+        assert "come back in" in words
+        assert len(fake.published) == 3
+
+    async def test_calls_that_wait_leave_room_for_others(self, fake: FakeBroker) -> None:
+        config = replace(ADMIN, rules=Rules(concurrent=4))
+        async with assisted(fake, config) as me:
+            wait = {"topic_filter": "never", "timeout_s": 60}
+            waiting = [asyncio.create_task(me.client.call_tool("mqtt_wait", wait)) for _ in range(2)]
+            while (await me.call("server_status"))["policy"]["limits"]["under_way"] < 3:
+                await asyncio.sleep(0)
+            assert "half" in await me.fail("mqtt_wait", **wait)
+            await me.call("mqtt_publish", topic="plant/x", payload="1")
+            for task in waiting:
+                task.cancel()
+
+    async def test_a_tool_has_its_time_and_no_more(self, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(TOOLS, "mqtt_wait", TOOLS["mqtt_wait"]._replace(limit_s=0.05))
+        async with assisted(fake) as me:
+            assert "longer than its 0.05 s" in await me.fail("mqtt_wait", topic_filter="never", timeout_s=60)
+
+
+class TestRecord:
+    """What is written down."""
+
+    @pytest.fixture
+    async def audit(self, tmp_path: Path) -> AsyncIterator[Audit]:
+        async with Audit(AuditConfig(file=tmp_path / "audit.jsonl", key=SecretStr("k" * 16))) as audit:
+            yield audit
+
+    def lines(self, tmp_path: Path) -> list[dict[str, Any]]:
+        text = (tmp_path / "audit.jsonl").read_text("utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    async def test_every_act_refusal_and_confirmation_has_its_line(
+        self, fake: FakeBroker, audit: Audit, tmp_path: Path
+    ) -> None:
+        config = replace(ADMIN, rules=Rules(publish_deny=(TopicFilter("closed"),)))
+        answers = [ElicitResult(action="decline"), YES]
+        async with assisted(fake, config, person=lambda _question: answers.pop(0), audit=audit) as me:
+            await me.call("mqtt_publish", topic="plant/x", payload="hello")
+            await me.call("mqtt_read", topic_filter="plant/a", timeout_s=0.1)
+            await me.fail("mqtt_publish", topic="closed", payload="1")
+            await me.fail("mqtt_clear_retained", topic_filter="plant/a", dry_run=False)
+            await me.call("mqtt_clear_retained", topic_filter="plant/a", dry_run=False)
+            await me.fail("mqtt_publish", topic="a/#", payload="1")
+        lines = self.lines(tmp_path)
+
+        assert [(line["event"], line["tool"], line.get("outcome", line.get("answer"))) for line in lines[:2]] == [
+            ("act", "mqtt_publish", "done"),
+            ("act", "mqtt_publish", lines[1]["outcome"]),
+        ]
+        assert [line["event"] for line in lines] == [
+            *("act", "act", "refused"),
+            *("asked", "answered", "refused"),
+            *("asked", "answered", "act"),
+            "act",
+        ]
+        assert [line["answer"] for line in lines if line["event"] == "answered"] == ["no", "yes"]
+        assert lines[0]["act"] == "publish 5 bytes to 'plant/x' with QoS 1"
+        assert lines[0]["caller"].startswith("mcp ")
+        assert lines[0]["duration_ms"] >= 0
+        assert lines[-1]["outcome"].startswith("failed: The topic 'a/#' contains a wildcard")
+        assert len({line["correlation"] for line in lines[:2]}) == 2
+        assert len(lines[0]["digest"]) == 32
+        await audit.__aexit__(None, None, None)
+        assert verify(tmp_path / "audit.jsonl", SecretStr("k" * 16)) == []
+
+    async def test_commands_with_secrets_are_not_recorded_in_clear(
+        self, fake: FakeBroker, audit: Audit, tmp_path: Path
+    ) -> None:
+        async with assisted(fake, replace(ADMIN, rules=ALLOWED), audit=audit) as me:
+            await me.client.call_tool("coreflux_command", {"command": "-addUser bob hunter2"})
+
+        text = (tmp_path / "audit.jsonl").read_text("utf-8")
+        assert "-addUser" in text
+        assert "hunter2" not in text
+
+    async def test_nothing_is_done_that_cannot_be_recorded_when_it_must_be(
+        self, fake: FakeBroker, tmp_path: Path
+    ) -> None:
+        record = AuditConfig(file=tmp_path / "no" / "such" / "folder" / "audit.jsonl", required=True)
+        async with Audit(record) as audit, assisted(fake, replace(ADMIN, audit=record), audit=audit) as me:
+            words = await me.fail("mqtt_publish", topic="plant/x", payload="1")
+            await me.call("mqtt_read", topic_filter="plant/a", timeout_s=0.1)
+            advice = " ".join((await me.call("server_status"))["advice"])
+
+        assert "could not be recorded" in words
+        assert "not recorded" in advice
+        assert fake.published == []
+
+    def test_a_person_can_verify_the_record(self, tmp_path: Path) -> None:
+        async def write() -> None:
+            async with Audit(AuditConfig(file=tmp_path / "audit.jsonl")) as audit:
+                for number in range(3):
+                    await audit.record("act", number=number)
+
+        asyncio.run(write())
+        file = tmp_path / "audit.jsonl"
+        whole = self.verify(tmp_path)
+        file.write_text(file.read_text("utf-8").replace('"number":1', '"number":7'), "utf-8")
+        changed = self.verify(tmp_path)
+
+        assert (whole.returncode, changed.returncode) == (0, 1)
+        assert "whole and unchanged" in whole.stdout
+        assert "2" in changed.stdout
+
+    def verify(self, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, "audit", "verify"],
+            env=settings(AUDIT_FILE=str(tmp_path / "audit.jsonl")),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+
+
+class TestTable:
+    """Everything about a tool follows from its row."""
+
+    async def test_every_tool_is_what_its_row_says(self) -> None:
+        tools = {tool["name"]: tool for tool in await list_tools()}
+
+        assert {*tools, "run_<name>"} == set(TOOLS)
+        for name, tool in tools.items():
+            rule, hints = rule_of(name), tool["annotations"]
+            assert hints["readOnlyHint"] is not rule.acts
+            assert hints["destructiveHint"] is rule.acts
+            assert hints["idempotentHint"] is (rule.effect in ("looks", "deletes"))
+            if rule.effect == "deletes":
+                assert rule.asks != "never"
+
+    @pytest.mark.parametrize("tool", [tool for tool, rule in TOOLS.items() if rule.acts and tool != "run_<name>"])
+    async def test_every_act_is_recorded_and_asks_when_every_act_must(
+        self, fake: FakeBroker, tmp_path: Path, tool: str
+    ) -> None:
+        arguments: dict[str, dict[str, Any]] = {
+            "mqtt_publish": {"topic": "a", "payload": "1"},
+            "mqtt_request": {"topic": "a", "payload": "1", "timeout_s": 0.1},
+            "mqtt_clear_retained": {"topic_filter": "a", "dry_run": False},
+            "lot_deploy": {"code": SPREAD},
+            "lot_run_action": {"name": "Beat"},
+            "lot_remove": {"kind": "action", "name": "Beat"},
+            "coreflux_command": {"command": "-listRoutes"},
+        }
+        asked: list[str] = []
+
+        def person(question: str) -> ElicitResult:
+            asked.append(question)
+            return ElicitResult(action="decline")
+
+        record = AuditConfig(file=tmp_path / "audit.jsonl")
+        config = replace(ADMIN, rules=Rules(confirm="every"))
+        async with Audit(record) as audit, assisted(fake, config, person=person, audit=audit) as me:
+            await me.fail(tool, **arguments[tool])
+
+        assert len(asked) == 1
+        assert [json.loads(line)["event"] for line in (tmp_path / "audit.jsonl").read_text("utf-8").splitlines()] == [
+            "asked",
+            "answered",
+            "refused",
+        ]
+
+    def test_a_tool_without_a_row_cannot_be_offered(self) -> None:
+        with pytest.raises(KeyError):
+            rule_of("mqtt_explode")

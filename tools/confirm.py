@@ -1,0 +1,139 @@
+"""Ask a person before what cannot be undone, in both protocol eras, and where the client cannot, by another way."""
+
+import asyncio
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Any, Final
+
+from audit import Audit
+from mcp.server.mcpserver import Context
+from mcp.types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
+from mcp.types.version import MODERN_PROTOCOL_VERSIONS
+from pydantic import BaseModel, Field
+
+from approvals import Approvals
+from config import Rules
+from errors import BridgeError, PolicyRefusedError
+
+ANSWER_WITHIN_S: Final = 120.0
+"""How long a person has to answer, and for how long the answer is good."""
+
+_MOST_ASKED: Final = 1000
+_KEY: Final = "confirm"
+
+
+class _Yes(BaseModel):
+    """The form that a person fills in."""
+
+    allow: bool = Field(title="Allow this once", description="Nothing happens without it.")
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What a person is asked to allow.
+
+    Attributes:
+        words: What will happen, to stand behind "to".
+        digest: What the answer is bound to: the tool, all of its arguments and the broker.
+    """
+
+    words: str
+    digest: str
+
+
+class Confirmations:
+    """Questions to a person and their answers."""
+
+    def __init__(self, rules: Rules, approvals: Approvals, audit: Audit) -> None:
+        self._rules = rules
+        self._approvals = approvals
+        self._audit = audit
+        self._asked: dict[str, tuple[str, float]] = {}
+        """Questions that a client of 2026-07-28 was given, by their secret name: the digest, and until when."""
+
+    async def confirm(self, act: Act, context: Context[Any, Any], facts: dict[str, Any]) -> InputRequiredResult | None:
+        """Return None when a person has said yes to exactly this act, or the question that the client has to put.
+
+        An answer is used up by the call it was given for.
+
+        Raises:
+            PolicyRefusedError: A person said no, or could not be asked.
+        """
+        if not _can_ask(context):
+            await self._without_client(act, facts)
+            return None
+        if context.protocol_version in MODERN_PROTOCOL_VERSIONS:
+            if context.request_state is None:
+                await self._audit.record("asked", act=act.words, **facts)
+                return self._question(act)
+            answer = self._answer(act, context)
+        else:
+            await self._audit.record("asked", act=act.words, **facts)
+            answer = await _ask_now(act, context)
+        await self._audit.record("answered", act=act.words, answer=answer, **facts)
+        if answer != "yes":
+            raise PolicyRefusedError(f"Not done: a person was asked to allow the assistant to {act.words}: {answer}.")
+        return None
+
+    def _question(self, act: Act) -> InputRequiredResult:
+        name = secrets.token_urlsafe(18)
+        while len(self._asked) >= _MOST_ASKED:
+            del self._asked[next(iter(self._asked))]
+        self._asked[name] = (act.digest, time.monotonic() + ANSWER_WITHIN_S)
+        params = ElicitRequestFormParams(message=_sentence(act), requested_schema=_Yes.model_json_schema())
+        return InputRequiredResult(input_requests={_KEY: ElicitRequest(params=params)}, request_state=name)
+
+    def _answer(self, act: Act, context: Context[Any, Any]) -> str:
+        digest, until = self._asked.pop(context.request_state or "", ("", 0.0))
+        if digest != act.digest or time.monotonic() > until:
+            return "the answer was to another question, too late, or used before"
+        answer = (context.input_responses or {}).get(_KEY)
+        if not isinstance(answer, ElicitResult):
+            return "there was no answer"
+        agreed = answer.action == "accept" and (answer.content or {}).get("allow") is True
+        return "yes" if agreed else "no"
+
+    async def _without_client(self, act: Act, facts: dict[str, Any]) -> None:
+        if self._rules.fallback == "allow":
+            await self._audit.record("answered", act=act.words, answer="allowed by CONFIRM_FALLBACK", **facts)
+            return
+        if self._rules.fallback == "approve-file":
+            if await asyncio.to_thread(self._approvals.take, act.digest):
+                await self._audit.record("answered", act=act.words, answer="yes, by approve", **facts)
+                return
+            try:
+                approval = await asyncio.to_thread(self._approvals.ask, act.words, act.digest)
+            except BridgeError as exc:
+                raise PolicyRefusedError(f"Not done: nobody could be asked to allow it. {exc}") from exc
+            await self._audit.record("asked", act=act.words, approval=approval.id, **facts)
+            raise PolicyRefusedError(
+                f"Not done yet: a person has to allow the assistant to {act.words}. Ask the user to run, on the "
+                f"machine of this server: python server.py approve {approval.id} . Then make the same call again "
+                "within 10 minutes."
+            )
+        raise PolicyRefusedError(
+            f"Not done: a person has to allow the assistant to {act.words}, and this client cannot ask one. The "
+            "operator can set CONFIRM_FALLBACK=approve-file, which lets a person allow it with a command."
+        )
+
+
+async def _ask_now(act: Act, context: Context[Any, Any]) -> str:
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN_S):
+            result = await context.elicit(_sentence(act), _Yes)
+    except TimeoutError:
+        return f"there was no answer within {ANSWER_WITHIN_S:g} s"
+    except ValueError:  # also pydantic's: the client accepted with something that is no answer
+        return "the answer could not be understood"
+    return "yes" if result.action == "accept" and result.data.allow else "no"
+
+
+def _can_ask(context: Context[Any, Any]) -> bool:
+    capabilities = context.client_capabilities
+    elicitation = capabilities.elicitation if capabilities else None
+    return elicitation is not None and (elicitation.form is not None or elicitation.url is None)
+
+
+def _sentence(act: Act) -> str:
+    return f"Allow the assistant to {act.words}?"

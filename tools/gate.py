@@ -1,0 +1,152 @@
+"""What every tool call passes: limits, a person's yes where it is needed, the time it may take, and the record."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal, NamedTuple
+
+from mcp.server.mcpserver import Context
+from mcp.types import CallToolResult, InputRequiredResult
+
+import logs
+from approvals import Approvals
+from audit import Audit, digest
+from config import Config
+from errors import BridgeError, LimitError, PolicyRefusedError
+from limits import Limits
+from policy import ToolRule, rule_of
+from sanitizer import hide_secrets
+from tools.answers import visible
+from tools.confirm import Act, Confirmations
+
+logger = logging.getLogger(__name__)
+
+
+class Plan(NamedTuple):
+    """What a call is about to change, looked up before it does."""
+
+    words: str
+    """In words that follow "to"; they hold no secret."""
+    loses: Literal["nothing", "a retained value", "something"] = "nothing"
+    """What cannot be had back without a person's care."""
+
+
+Describe = Callable[..., Awaitable[Plan | None]]
+"""Takes a tool's arguments and says what it is about to change; None for nothing."""
+
+_NOBODY: Final = "unknown"
+
+
+class Gate:
+    """The way into every tool."""
+
+    def __init__(self, config: Config, broker: str, limits: Limits, audit: Audit) -> None:
+        self.limits = limits
+        self.audit = audit
+        self._config = config
+        self._broker = broker
+        self._confirmations = Confirmations(config.rules, Approvals(config.state_dir / "approvals"), audit)
+
+    async def call(
+        self,
+        tool: str,
+        arguments: dict[str, Any],
+        context: Context[Any, Any],
+        describe: Describe | None,
+        run: Callable[[], Awaitable[CallToolResult]],
+    ) -> CallToolResult | InputRequiredResult:
+        """Let a call through, and record it where it changes something.
+
+        Raises:
+            PolicyRefusedError: The operator's rules or a person forbid it.
+            LimitError: There are too many calls.
+            BridgeError: It took longer than its tool may, or what `run` raises.
+        """
+        rule = rule_of(tool)
+        correlation = secrets.token_hex(4)
+        token = logs.correlation.set(correlation)
+        caller = {"caller": _caller(context), "transport": "stdio"}
+        facts: dict[str, Any] = {"tool": tool, **caller, "correlation": correlation}
+        try:
+            with self.limits.enter(waits=rule.waits):
+                plan = None
+                if rule.acts:
+                    plan = await describe(**arguments) if describe else Plan(f"call {tool}")
+                if plan is None:
+                    return await self._in_time(rule, tool, run)
+                return await self._act(rule, plan, arguments, context, facts, run)
+        except (PolicyRefusedError, LimitError) as exc:
+            await self.audit.record("refused", reason=str(exc), **facts)
+            raise
+        finally:
+            logs.correlation.reset(token)
+
+    async def _act(
+        self,
+        rule: ToolRule,
+        plan: Plan,
+        arguments: dict[str, Any],
+        context: Context[Any, Any],
+        facts: dict[str, Any],
+        run: Callable[[], Awaitable[CallToolResult]],
+    ) -> CallToolResult | InputRequiredResult:
+        if self.audit.refuses:
+            raise PolicyRefusedError(
+                f"Not done: it could not be recorded, and AUDIT_REQUIRED=true. {self.audit.failure}"
+            )
+        tool = facts["tool"]
+        act = Act(
+            visible(hide_secrets(plan.words)), digest({"tool": tool, "arguments": arguments, "broker": self._broker})
+        )
+        facts |= {"digest": act.digest}
+        if self._has_to_ask(rule, plan):
+            question = await self._confirmations.confirm(act, context, facts)
+            if question is not None:
+                return question
+        if self._config.audit.required:  # it may be that nothing can be written any more: found out before, not after
+            await self.audit.record("begun", act=act.words, **facts)
+            if self.audit.refuses:
+                raise PolicyRefusedError(f"Not done: it could not be recorded. {self.audit.failure}")
+        started = time.perf_counter()
+        outcome = "cancelled"
+        try:
+            result = await self._in_time(rule, tool, run)
+            outcome = "failed" if result.is_error else "done"
+        except BridgeError as exc:
+            outcome = f"failed: {exc}"
+            raise
+        except Exception:
+            outcome = "failed inside"
+            raise
+        finally:
+            duration_ms = round((time.perf_counter() - started) * 1000, 2)
+            recording = self.audit.record("act", act=act.words, outcome=outcome, duration_ms=duration_ms, **facts)
+            await asyncio.shield(recording) if outcome == "cancelled" else await recording
+        return result
+
+    async def _in_time(self, rule: ToolRule, tool: str, run: Callable[[], Awaitable[CallToolResult]]) -> CallToolResult:
+        try:
+            async with asyncio.timeout(rule.limit_s) as limit:
+                return await run()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise BridgeError(
+                f"{tool} took longer than its {rule.limit_s:g} s and was stopped. How much of it was done is not known."
+            ) from None
+
+    def _has_to_ask(self, rule: ToolRule, plan: Plan) -> bool:
+        confirm = self._config.rules.confirm
+        if confirm == "every" or rule.asks == "always":
+            return True
+        losses = {"something"} if confirm == "destructive" else {"something", "a retained value"}
+        return rule.asks == "when it destroys" and plan.loses in losses
+
+
+def _caller(context: Context[Any, Any]) -> str:
+    parameters = context.session.client_params
+    if parameters is None:
+        return _NOBODY
+    return visible(f"{parameters.client_info.name[:60]} {parameters.client_info.version[:20]}")
