@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from mcp.client import Client
+from mcp.client.stdio import StdioServerParameters
 from mcp.shared.exceptions import MCPError
 from mcp.types import ElicitResult, InputRequiredResult
 from pydantic import SecretStr
@@ -23,8 +24,11 @@ from audit import Audit, verify
 from config import AuditConfig, Config, Rules
 from policy import TOOLS, rule_of
 from server import build_server
+from simulator.coreflux import ACCOUNTS, Options
+from simulator.coreflux import Coreflux as Personality
 from tests.assistant import ALLOWED, ERAS, Assistant, Era
-from tests.child import COMMAND, settings
+from tests.brokers import Embedded, Mosquitto
+from tests.child import COMMAND, Child, settings
 from tests.documentation import COPILOT, list_tools
 from tests.fake_broker import FakeBroker
 from tests.test_coreflux import OPEN
@@ -536,6 +540,60 @@ class TestRecord:
             check=False,
             timeout=30,
         )
+
+
+class TestOverThePipe:
+    """The same with a real broker, a real client and a real pipe."""
+
+    @pytest.mark.parametrize("era", ERAS)
+    async def test_a_person_is_asked_and_everything_is_recorded(
+        self, mosquitto: Mosquitto, era: Era, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "audit.jsonl"
+        environment = settings(
+            mosquitto, ACCESS_MODE="admin", AUDIT_FILE=str(file), AUDIT_KEY="k" * 20, LOG_FILE=str(tmp_path / "log")
+        )
+        asked: list[str] = []
+
+        async def person(context: Any, params: Any) -> ElicitResult:
+            asked.append(params.message)
+            return YES
+
+        server = StdioServerParameters(command=COMMAND[0], args=COMMAND[1:], env=environment)
+        topic = f"pipe/{era}"
+        async with Client(server, mode=era, elicitation_callback=person) as client:
+            me = Assistant(client)
+            await me.call("mqtt_publish", topic=topic, payload="1", retain=True)
+            cleared = await me.call("mqtt_clear_retained", topic_filter=topic, dry_run=False)
+        lines = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+
+        assert cleared["topics"] == [topic]
+        broker = f"mqtt://{mosquitto.host}:{mosquitto.port}"
+        assert asked == [f"Allow the assistant to delete up to 50 retained messages below {topic!r} from {broker}?"]
+        assert [line["event"] for line in lines] == ["started", "connected", "act", "asked", "answered", "act"]
+        assert lines[0]["rules"]["confirm"] == "destructive"
+        assert verify(file, SecretStr("k" * 20)) == []
+        assert file.stat().st_mode & 0o777 == 0o600
+
+    async def test_refused_logins_and_new_secrets_are_recorded(self, tmp_path: Path) -> None:
+        file, password = tmp_path / "audit.jsonl", tmp_path / "password"
+        password.write_text("wrong-password", "utf-8")
+        password.chmod(0o600)
+
+        async def until_recorded(event: str) -> None:
+            async with asyncio.timeout(20):
+                while f'"event":"{event}"' not in file.read_text("utf-8"):
+                    await asyncio.sleep(0.05)
+
+        with Embedded(personality=Personality(Options())) as broker:
+            environment = settings(broker, MQTT_USER="root", MQTT_PASSWORD_FILE=str(password), AUDIT_FILE=str(file))
+            async with Child(environment):
+                await until_recorded("login_failed")
+                password.write_text(ACCOUNTS["root"].password, "utf-8")
+                await until_recorded("secrets_rotated")
+                await until_recorded("connected")
+
+        assert "wrong-password" not in file.read_text("utf-8")
 
 
 class TestTable:
