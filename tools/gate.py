@@ -47,6 +47,7 @@ class Gate:
         self.audit = audit
         self._config = config
         self._broker = broker
+        self._limit_told_at = -1.0
         self._confirmations = Confirmations(config.rules, Approvals(config.state_dir / "approvals"), audit)
 
     async def call(
@@ -77,8 +78,13 @@ class Gate:
                 if plan is None:
                     return await self._in_time(rule, tool, run)
                 return await self._act(rule, plan, arguments, context, facts, run)
-        except (PolicyRefusedError, LimitError) as exc:
+        except PolicyRefusedError as exc:
             await self.audit.record("refused", reason=str(exc), **facts)
+            raise
+        except LimitError as exc:
+            if time.monotonic() - self._limit_told_at >= 1:  # what runs wild must not fill the disk as well
+                self._limit_told_at = time.monotonic()
+                await self.audit.record("refused", reason=str(exc), so_far=self.limits.facts()["refused"], **facts)
             raise
         finally:
             logs.correlation.reset(token)
@@ -113,7 +119,10 @@ class Gate:
         outcome = "cancelled"
         try:
             result = await self._in_time(rule, tool, run)
-            outcome = "failed" if result.is_error else "done"
+            outcome = "done"
+        except (PolicyRefusedError, LimitError):
+            outcome = ""  # nothing was done, which has its own line
+            raise
         except BridgeError as exc:
             outcome = f"failed: {exc}"
             raise
@@ -121,9 +130,9 @@ class Gate:
             outcome = "failed inside"
             raise
         finally:
-            duration_ms = round((time.perf_counter() - started) * 1000, 2)
-            recording = self.audit.record("act", act=act.words, outcome=outcome, duration_ms=duration_ms, **facts)
-            await asyncio.shield(recording) if outcome == "cancelled" else await recording
+            if outcome:
+                duration_ms = round((time.perf_counter() - started) * 1000, 2)
+                await self.audit.record("act", act=act.words, outcome=outcome, duration_ms=duration_ms, **facts)
         return result
 
     async def _in_time(self, rule: ToolRule, tool: str, run: Callable[[], Awaitable[CallToolResult]]) -> CallToolResult:

@@ -16,7 +16,7 @@ from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel, Field
 
 from config import Bounds, Confirm
-from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError, PolicyRefusedError
+from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError, LimitError, PolicyRefusedError
 from inbox import Inbox, Message, Reading
 from mqtt_link import PublishProperties
 from sanitizer import hide_secrets
@@ -503,7 +503,6 @@ class Messaging:
                 for name, value in (user_properties or {}).items()
             ),
         )
-        self._broker.policy.check_publish(topic, retain=retain)
         before = await self._retained_on(topic) if retain else None
         published = await self._broker.publish(topic, data, qos, retain=retain, properties=properties)
         act = self._undo.begin() if before else ""
@@ -522,23 +521,26 @@ class Messaging:
     async def _about_to_publish(
         self, topic: str, payload: str, qos: int, retain: bool, encoding: str, **_: object
     ) -> Plan:
+        self._broker.policy.check_publish(check_topic_name(topic), retain=retain)
         data = self._encode(payload, encoding)
         words = f"publish {len(data)} bytes to {shown(topic)} with QoS {qos}"
         if not retain:
             return Plan(words)
         if self._confirm == "destructive":
             return Plan(f"{words}, retained")
-        before = await self._retained_on(check_topic_name(topic))
+        before = await self._retained_on(topic)
         if before is None:
             return Plan(f"{words}, retained where nothing is")
         return Plan(f"{words}, retained in place of {len(before.payload)} bytes", loses="a retained value")
 
     async def _about_to_request(self, topic: str, payload: str, **_: object) -> Plan:
+        self._broker.policy.check_publish(check_topic_name(topic), retain=False)
         return Plan(f"publish {len(payload)} characters to {shown(topic)} and wait for the answer")
 
     async def _about_to_clear(self, topic_filter: str, dry_run: bool, limit: int) -> Plan | None:
         if dry_run:
             return None
+        self._broker.policy.check_subscribe(TopicFilter(topic_filter))
         broker = self._broker.state.broker
         return Plan(f"delete up to {limit} retained messages below {shown(topic_filter)} from {broker}", "something")
 
@@ -617,7 +619,7 @@ class Messaging:
             if not dry_run:
                 try:
                     await self._broker.publish(topic, b"", 1, retain=True, properties=PublishProperties())
-                except BrokerRefusedError as exc:
+                except (BrokerRefusedError, PolicyRefusedError, LimitError) as exc:
                     answer.failed[visible(topic)] = str(exc)
                     continue
                 except BrokerError as exc:
