@@ -7,7 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from difflib import get_close_matches
-from typing import Annotated, Any, Final
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import Context
@@ -69,7 +70,6 @@ class Exposer:
 
 def _tool(method: Callable[..., Awaitable[BaseModel]], title: str, gate: Gate, describe: Describe | None) -> Tool:
     signature = inspect.signature(method)
-    answer_model = signature.return_annotation
     name = method.__name__
     own_context = find_context_parameter(method)
 
@@ -92,21 +92,20 @@ def _tool(method: Callable[..., Awaitable[BaseModel]], title: str, gate: Gate, d
                 is_error=True,
             )
 
-    guarded.__signature__ = signature.replace(  # type: ignore[attr-defined] # what inspect.signature looks for first
-        return_annotation=Annotated[CallToolResult, answer_model]
-    )
+    guarded.__signature__ = signature.replace(return_annotation=CallToolResult)  # type: ignore[attr-defined] # looked for first
+    # The SDK would make a schema of the whole answer and check every answer against it: 3 ms a tool at every start.
     tool = _StrictTool.from_function(
         guarded,
         title=title,
         description=" ".join((method.__doc__ or "").split()),
         annotations=_HINTS[rule_of(name).effect],
+        structured_output=False,
     )
     metadata = tool.fn_metadata
     metadata.arg_model.model_config["extra"] = "forbid"
     metadata.arg_model.model_rebuild(force=True)
-    tool.parameters = lean(metadata.arg_model.model_json_schema())
-    if metadata.output_schema is not None:
-        metadata.output_schema = outline(metadata.output_schema)
+    metadata.output_schema = outline(signature.return_annotation)
+    tool.parameters = lean({"additionalProperties": False, **tool.parameters})
     return tool
 
 
@@ -224,16 +223,24 @@ def lean(schema: dict[str, Any]) -> dict[str, Any]:
     return trimmed
 
 
-def outline(schema: dict[str, Any]) -> dict[str, Any]:
-    """Reduce an output schema to the names and types of the fields that every answer has; the answer shows the rest."""
+def outline(model: type[BaseModel]) -> dict[str, Any]:
+    """Write the names and types of the fields that every answer has as a schema; the answer shows the rest."""
+    always = {name: field for name, field in model.model_fields.items() if field.is_required()}
+    return {"type": "object", "properties": {name: _kind(field.annotation) for name, field in always.items()}}
 
-    def kind(node: dict[str, Any]) -> dict[str, Any]:
-        if "anyOf" in node:
-            return {"type": [kind(choice)["type"] for choice in node["anyOf"]]}
-        if node.get("type") == "array":
-            return {"type": "array", "items": kind(node["items"])}
-        known = node.keys() & {"type", "$ref", "allOf", "properties"}
-        return {"type": node.get("type", "object")} if known else {}
 
-    always = schema.get("required", [])
-    return {"type": "object", "properties": {name: kind(schema["properties"][name]) for name in always}}
+_KINDS: Final[dict[Any, str]] = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
+
+
+def _kind(annotation: Any) -> dict[str, Any]:
+    """Write the outermost type of an annotation as a schema."""
+    if annotation is Any:
+        return {}
+    choices = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return {"type": "string"}
+    if get_origin(annotation) is list:
+        return {"type": "array", "items": _kind(choices[0])}
+    if get_origin(annotation) in (UnionType, Union):
+        return {"type": [_kind(choice)["type"] for choice in choices]}
+    return {"type": _KINDS.get(annotation, "object")}
