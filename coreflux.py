@@ -50,6 +50,7 @@ _QUIET_S: Final = 0.5
 """Entity topics come in one burst after SUBACK; so long a pause is its end."""
 _LONGEST_LOOK_S: Final = 5.0
 _MOST_FOLLOWED: Final = 1000
+_LONGEST_WORDS: Final = 200
 _STILL_CONNECTED_S: Final = 1.0
 """How often who follows looks whether the connection is still the same."""
 
@@ -99,6 +100,11 @@ class Reply:
     data: Any = None
     errors: tuple[Mapping[str, Any], ...] = ()
     dialect: Dialect = "2.x"
+
+    @property
+    def words(self) -> str:
+        """Its words, to be quoted in a sentence of ours: on one line, and where they end is plain."""
+        return in_words(self.message)
 
 
 @dataclass(slots=True)
@@ -390,6 +396,11 @@ def named(command: str) -> str:
     return first.split(None, 1)[0] if verb_of(command) in _SECRET_VERBS else shown(first[:80])[1:-1]
 
 
+def in_words(text: str) -> str:
+    """Quote what the broker says, on one line and not at length."""
+    return json.dumps(text[:_LONGEST_WORDS] + ("…" if len(text) > _LONGEST_WORDS else ""), ensure_ascii=False)
+
+
 def _argument(name: str) -> str:
     return f'"{name}"' if " " in name else name
 
@@ -462,7 +473,7 @@ def _note(entity: Entity, part: str, text: str) -> None:
     elif part == "Error":
         entity.error = text
     elif part == "status" and entity.kind == "route":
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             status = json.loads(text)
             entity.status = status if isinstance(status, dict) else None
 
@@ -471,7 +482,7 @@ def _described(text: str) -> str:
     """Read a description: plain text, or JSON with a `description` (both occur) [v1]."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return str(value["description"]) if isinstance(value, dict) and "description" in value else text
 

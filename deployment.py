@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from backups import Backup, Backups, Saved
-from coreflux import Coreflux, Entity, Picture, Reply
+from coreflux import Coreflux, Entity, Picture, Reply, in_words
 from errors import BridgeError
 from lot import Definition, Kind
 from lot.report import VERBS
@@ -185,13 +185,13 @@ async def put_back(coreflux: Coreflux, saved: Saved) -> None:
         reply = await coreflux.remove(saved.kind, saved.name)
         missing = "not found" in reply.message.lower() or "does not exist" in reply.message.lower()
         if not reply.success and not missing:
-            raise StepFailedError(f"it could not be removed: {reply.message}", reply)
+            raise StepFailedError(f"it could not be removed: {reply.words}", reply)
         return
     if saved.kind == "rule":
         await coreflux.remove("rule", saved.name)
     reply = await coreflux.add(VERBS[saved.kind], saved.code)
     if not reply.success:
-        raise StepFailedError(f"its old source was refused: {reply.message}", reply)
+        raise StepFailedError(f"its old source was refused: {reply.words}", reply)
     await _await_source(coreflux, saved.kind, saved.name, saved.code)
 
 
@@ -202,14 +202,14 @@ async def _apply(coreflux: Coreflux, step: Step) -> None:
         # A rule that exists is not replaced (2.14.3-rc.62) [v2].
         reply = await coreflux.remove("rule", definition.name)
         if not reply.success:
-            raise StepFailedError(f"The broker did not remove the old {what[4:]}: {reply.message}", reply)
+            raise StepFailedError(f"The broker did not remove the old {what[4:]}: {reply.words}", reply)
     reply = await coreflux.add(definition.verb, definition.text)
     if not reply.success:
-        raise StepFailedError(f"The broker refused {what}: {reply.message}", reply)
+        raise StepFailedError(f"The broker refused {what}: {reply.words}", reply)
     if definition.kind != "python":
         error = await _await_source(coreflux, definition.kind, definition.name, definition.text)
         if error:
-            raise StepFailedError(f"{what[0].upper()}{what[1:]} fails while running: {error}")
+            raise StepFailedError(f"{what[0].upper()}{what[1:]} fails while running: {in_words(error)}")
 
 
 async def _await_source(coreflux: Coreflux, kind: Kind, name: str, code: str) -> str:

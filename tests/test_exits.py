@@ -26,7 +26,7 @@ from pydantic import SecretStr
 import sanitizer
 from audit import Audit
 from backups import Backups, Saved
-from config import AuditConfig, Config, CopilotConfig, Rules
+from config import AuditConfig, Config, CopilotConfig, Fallback, Rules
 from sanitizer import MARKER
 from server import build_server
 from tests.assistant import ALLOWED, ERAS, Era
@@ -541,13 +541,14 @@ async def test_what_goes_over_the_pipe() -> None:
 async def test_what_a_person_is_asked_and_what_is_recorded(form: str, era: Era, tmp_path: Path) -> None:
     said, text = [], HOSTILE[form].replace("\n", " ")
 
-    async def person(_context: Any, params: Any) -> ElicitResult:
+    async def person(context: Any, params: Any) -> ElicitResult:
         said.append(params.message)
         return ElicitResult(action="decline")
 
     record = AuditConfig(file=tmp_path / "audit.jsonl")
-    for fallback in ("refuse", "approve-file"):
-        rules = Rules(confirm="every", fallback=fallback)  # type: ignore[arg-type]
+    fallbacks: tuple[Fallback, ...] = ("refuse", "approve-file")
+    for fallback in fallbacks:
+        rules = Rules(confirm="every", fallback=fallback)
         config = Config(access_mode="admin", rules=rules, audit=record, state_dir=tmp_path)
         ask = person if fallback == "refuse" else None
         async with Audit(record) as audit:

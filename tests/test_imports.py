@@ -56,7 +56,7 @@ OURS = {
     "approvals": {"errors"},
     "tools.confirm": {"approvals", "audit", "config", "errors"},
     "tools.gate": BRIDGE | {"approvals", "audit", "logs", "tools.answers", "tools.confirm"},
-    "tools.expose": {"config", "errors", "policy", "sanitizer", "tools.gate", "topics"},
+    "tools.expose": {"config", "errors", "policy", "sanitizer", "tools.answers", "tools.gate", "topics"},
     "tools.policed": BRIDGE,
     "tools.undo": {"inbox", "tools.answers"},
     "tools.changes": set(),

@@ -565,4 +565,6 @@ class TestClearRetained:
         answer = await me.call("mqtt_clear_retained", topic_filter="old/#", dry_run=False)
 
         assert (answer["cleared"], answer["topics"]) == (1, ["old/2"])
-        assert "Not authorized" in answer["failed"]["old/1"]
+        (failed,) = answer["failed"]
+        assert failed["topic"] == "old/1"
+        assert "Not authorized" in failed["reason"]

@@ -30,6 +30,7 @@ from config import AccessMode
 from errors import BridgeError
 from policy import Effect, exists_in, rule_of
 from sanitizer import hide_secrets
+from tools.answers import visible
 from tools.gate import Describe, Gate
 from topics import shown
 
@@ -151,9 +152,8 @@ def _in_words(problem: dict[str, Any], known: list[str]) -> str:
 
 
 def _fit_to_leave(text: str) -> str:
-    """Hide secrets, and show a lone surrogate as an escape: it would kill the transport (SDK 2.3.0)."""
-    text = hide_secrets(text)
-    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
+    """Hide secrets, and show what cannot be seen as escapes; a lone surrogate would kill the transport (SDK 2.3.0)."""
+    return visible(hide_secrets(text))
 
 
 def _all_fit_to_leave(value: Any) -> Any:

@@ -30,6 +30,8 @@ _MOST_TRACED: Final = 1000
 _DIFF_CHARS: Final = 4000
 _KEPT_PROBLEMS: Final = 100
 _NAMED: Final = 20
+_LEFT: Final = 5
+"""Entities that could not be put back and are told with the reason; the backup has all."""
 _WORDS: Final = 500
 """Characters of what the broker says to each problem."""
 
@@ -213,6 +215,7 @@ class Lot:
             else:
                 checked.problems += [_show_finding(finding) for finding in findings]
                 checked.verdict = f"{verdict(checked.problems)}; the LoT verifier was asked too"
+        _bound(checked, self._bounds.result_max_bytes)
         return checked
 
     async def _check(self, code: str) -> Checked:
@@ -388,6 +391,20 @@ def _show(entity: Entity) -> ShownEntity:
     )
 
 
+def _bound(checked: Checked, room: int) -> None:
+    """Leave out what does not fit, and say so."""
+    definitions, problems = len(checked.definitions), len(checked.problems)
+    while size_of(checked) > room and (checked.definitions or checked.problems):
+        if len(checked.definitions) > len(checked.problems):
+            del checked.definitions[len(checked.definitions) // 2 :]
+        else:
+            del checked.problems[len(checked.problems) // 2 :]
+    definitions -= len(checked.definitions)
+    problems -= len(checked.problems)
+    if definitions or problems:
+        checked.verdict += f"; not shown: {definitions} definitions, {problems} problems"
+
+
 def show_problems(problems: Sequence[Problem]) -> list[ShownProblem]:
     """Show problems, errors first."""
     return [
@@ -460,11 +477,10 @@ def _failure(outcome: Outcome) -> str:
         end = f"Everything was put back as it was (backup {outcome.backup_id})."
     else:
         end = (
-            f"NOT everything could be put back: {visible(shortened('; '.join(outcome.left), _WORDS))}. "
-            "A person can restore it: "
+            f"NOT everything could be put back: {visible('; '.join(outcome.left[:_LEFT]))}. A person can restore it: "
             f"python server.py backups restore {outcome.backup_id}"
         )
-    return f"The deployment failed. {visible(shortened(outcome.failure, _WORDS))} {end}"
+    return f"The deployment failed. {visible(outcome.failure)} {end}"
 
 
 def _succeeded(reply: Reply, what: str) -> Reply:

@@ -28,6 +28,7 @@ from tools.answers import (
     decode_text,
     fit_all,
     fit_in_order,
+    fitting,
     instant,
     show_gaps,
     show_message,
@@ -51,6 +52,8 @@ MAX_LOOKS: Final = 8
 """Looks around whose further pages are kept; the oldest goes first."""
 
 _SAMPLE_CHARS: Final = 80
+_TOPIC_ROOM: Final = 300
+"""Bytes that a topic beside an answer's data may take; nobody has longer ones but to do harm."""
 _QUIET_S: Final = 0.3
 """Retained messages come in one burst after SUBACK; so long a pause is its end."""
 _PROGRESS_S: Final = 1.0
@@ -175,6 +178,13 @@ class Responded(BaseModel):
     elapsed_ms: float
 
 
+class Uncleared(BaseModel):
+    """A retained message that stayed."""
+
+    topic: str
+    reason: str
+
+
 class Cleared(BaseModel):
     """Answer of mqtt_clear_retained."""
 
@@ -182,7 +192,8 @@ class Cleared(BaseModel):
     cleared: int
     dry_run: bool
     truncated: bool
-    failed: dict[str, str] = Field(default={}, exclude_if=lambda value: not value)
+    failed: list[Uncleared] = Field(default=[], exclude_if=lambda value: not value)
+    omitted: int = Field(default=0, exclude_if=lambda value: not value)
     removed: list[Previous] = Field(default=[], exclude_if=lambda value: not value)
     undo: str = Field(default="", exclude_if=lambda value: not value)
 
@@ -360,7 +371,7 @@ class Messaging:
         subscription = await self._broker.subscribe(TopicFilter(topic_filter), qos)
         return Subscribed(
             subscription_id=subscription.id,
-            topic_filter=subscription.topic_filter.text,
+            topic_filter=_shown_topic(subscription.topic_filter.text),
             granted_qos=subscription.granted_qos,
             cursor=self._broker.inbox.cursor(subscription),
         )
@@ -418,7 +429,9 @@ class Messaging:
         subscription = self._broker.inbox.subscription(subscription_id)
         await self._broker.unsubscribe(subscription)
         return Unsubscribed(
-            topic_filter=subscription.topic_filter.text, received=subscription.received, dropped=subscription.dropped
+            topic_filter=_shown_topic(subscription.topic_filter.text),
+            received=subscription.received,
+            dropped=subscription.dropped,
         )
 
     async def mqtt_wait(
@@ -507,12 +520,12 @@ class Messaging:
         published = await self._broker.publish(topic, data, qos, retain=retain, properties=properties)
         act = self._undo.begin() if before else ""
         return PublishedAnswer(
-            topic=topic,
+            topic=_shown_topic(topic),
             bytes=len(data),
             qos=qos,
             retain=retain,
             acknowledged=published.acknowledged,
-            reason=published.reason,
+            reason=visible(published.reason),
             elapsed_ms=round(published.elapsed_ms, 2),
             replaced=self._undo.keep(act, before) if before else None,
             undo=how(act) if before else "",
@@ -613,27 +626,36 @@ class Messaging:
         answer = Cleared(topics=[], cleared=0, dry_run=dry_run, truncated=len(found) > limit)
         act = "" if dry_run else self._undo.begin()
         answer.undo = how(act) if act else ""
-        room = self._bounds.result_max_bytes // 2
         for done, message in enumerate(found[:limit]):
-            topic = message.topic
+            topic = _shown_topic(message.topic)
             if not dry_run:
                 try:
-                    await self._broker.publish(topic, b"", 1, retain=True, properties=PublishProperties())
-                except (BrokerRefusedError, PolicyRefusedError, LimitError) as exc:
-                    answer.failed[visible(topic)] = str(exc)
+                    await self._broker.publish(message.topic, b"", 1, retain=True, properties=PublishProperties())
+                except (BrokerRefusedError, PolicyRefusedError, LimitError, InputError) as exc:
+                    answer.failed.append(Uncleared(topic=topic, reason=visible(fitting(str(exc), _TOPIC_ROOM))))
                     continue
                 except BrokerError as exc:
                     raise type(exc)(f"{answer.cleared} of {len(found[:limit])} were cleared. {exc}") from exc
                 answer.cleared += 1
-                previous = self._undo.keep(act, message)
-                room -= size_of(previous)
-                if room >= 0 or not previous.kept:
-                    answer.removed.append(previous)
-                await tell_progress(context, done + 1, len(found[:limit]), f"cleared {visible(topic)}")
-            answer.topics.append(visible(topic))
+                answer.removed.append(self._undo.keep(act, message))
+                await tell_progress(context, done + 1, len(found[:limit]), f"cleared {topic}")
+            answer.topics.append(topic)
         if answer.failed and not answer.cleared:
-            raise BrokerRefusedError(f"None of {len(answer.failed)} was cleared. {next(iter(answer.failed.values()))}")
+            raise BrokerRefusedError(f"None of {len(answer.failed)} was cleared. {answer.failed[0].reason}")
+        self._fit(answer)
         return answer
+
+    def _fit(self, answer: Cleared) -> None:
+        """Leave out what there is no room for: what can be read in the resource first."""
+        room = self._bounds.result_max_bytes
+        for previous in reversed(answer.removed):
+            if size_of(answer) <= room:
+                return
+            previous.payload = previous.encoding = None
+        for items in (answer.removed, answer.failed, answer.topics):
+            while items and size_of(answer) > room:
+                answer.omitted += len(items) - len(items) // 2
+                del items[len(items) // 2 :]
 
     async def _retained(self, topic_filter: TopicFilter, limit: int) -> Sequence[Message]:
         """Return the retained messages by topic, one more than `limit` at the most."""
@@ -709,7 +731,7 @@ def _show_topic(heard: _Heard) -> TopicSeen:
     message = heard.last
     kind, sample = _classify(message.payload)
     return TopicSeen(
-        topic=visible(message.topic),
+        topic=_shown_topic(message.topic),
         messages=heard.messages,
         retained=heard.retained,
         payload_type=kind,
@@ -753,7 +775,7 @@ def _fill_in_statistics(answer: Messages, reading: Reading, limit: int, room: in
 
 def _statistics(topic: str, messages: list[Message]) -> TopicStatistics:
     figures = TopicStatistics(
-        topic=visible(topic),
+        topic=_shown_topic(topic),
         messages=len(messages),
         bytes=sum(len(message.payload) for message in messages),
         first_at=instant(messages[0].received_at),
@@ -761,7 +783,8 @@ def _statistics(topic: str, messages: list[Message]) -> TopicStatistics:
     )
     numbers = [number for message in messages if (number := _number(message.payload)) is not None]
     if numbers:
-        figures.min, figures.max, figures.mean = min(numbers), max(numbers), sum(numbers) / len(numbers)
+        figures.min, figures.max = min(numbers), max(numbers)
+        figures.mean = sum(number / len(numbers) for number in numbers)  # so that it cannot overflow
     return figures
 
 
@@ -772,6 +795,10 @@ def _number(payload: bytes) -> float | None:
     except ValueError:
         return None
     return number if abs(number) < float("inf") else None
+
+
+def _shown_topic(text: str) -> str:
+    return visible(fitting(text, _TOPIC_ROOM))
 
 
 def _elapsed(started: float) -> float:

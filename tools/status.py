@@ -19,12 +19,14 @@ from errors import BridgeError, BrokerError
 from identity import Identity, Make
 from mqtt_client import Broker
 from tools.actions import ActionTools
-from tools.answers import ShownGap, instant, show_gaps, visible
+from tools.answers import ShownGap, fitting, instant, show_gaps, size_of, visible
 from tools.expose import Exposer
 from tools.gate import Gate
 
 _FIRST_ATTEMPT_S: Final = 1.0
 _SUBSCRIPTIONS_SHOWN: Final = 50
+_FILTER_ROOM: Final = 200
+_ADVICE_ROOM: Final = 1000
 
 
 class ServerFacts(BaseModel):
@@ -174,7 +176,7 @@ class ServerStatus:
         copilot = CopilotFacts(configured=not missing, reachable=None, missing=missing)
         if check and not missing:
             copilot.reachable = await self._copilot.health()
-        return Status(
+        status = Status(
             server=ServerFacts(
                 name=self._name,
                 version=self._version,
@@ -198,11 +200,11 @@ class ServerStatus:
             subscriptions=[
                 SubscriptionFacts(
                     subscription_id=subscription.id,
-                    topic_filter=visible(subscription.topic_filter.text),
+                    topic_filter=visible(fitting(subscription.topic_filter.text, _FILTER_ROOM)),
                     granted_qos=subscription.granted_qos,
                     received=subscription.received,
                     dropped=subscription.dropped,
-                    refused=subscription.refusal,
+                    refused=subscription.refusal and visible(fitting(subscription.refusal, _FILTER_ROOM)),
                 )
                 for subscription in list(inbox.subscriptions.values())[:_SUBSCRIPTIONS_SHOWN]
             ],
@@ -216,8 +218,11 @@ class ServerStatus:
             policy=self._policy(),
             copilot=copilot,
             process=ProcessFacts(pid=os.getpid(), rss_mb=_rss_mb(), threads=threading.active_count()),
-            advice=[visible(text) for text in advice],
+            advice=[visible(fitting(text, _ADVICE_ROOM)) for text in advice],
         )
+        while status.subscriptions and size_of(status) > self._config.bounds.result_max_bytes:
+            del status.subscriptions[len(status.subscriptions) // 2 :]
+        return status
 
     async def _advice(self) -> list[str]:
         """Say what is not as it should be, and what to do about it."""

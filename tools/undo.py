@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, Field
 
 from inbox import Message
-from tools.answers import decode_text, visible
+from tools.answers import decode_text, fitting, visible
 
 MOST_ACTS: Final = 200
 MOST_BYTES: Final = 16 << 20
@@ -44,7 +44,7 @@ class Undo:
 
     def keep(self, name: str, message: Message) -> Previous:
         """Keep a retained message that is about to go, and describe how to get it back."""
-        previous = Previous(topic=visible(message.topic), bytes=len(message.payload))
+        previous = Previous(topic=visible(fitting(message.topic, SHOWN_BYTES)), bytes=len(message.payload))
         self._acts[name].append(message)
         self._bytes += len(message.payload)
         self._make_room()
