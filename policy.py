@@ -118,7 +118,10 @@ class Policy:
             return Verdict(allowed=False, reason=f"{shown(topic)}: nothing is retained below $SYS by hand.")
         for denied in self.rules.publish_deny:
             if denied.matches(topic):
-                return Verdict(allowed=False, reason=f"PUBLISH_DENY has {denied.text}: {shown(topic)} is closed.")
+                instead = _instead(self.rules.publish_allow)
+                return Verdict(
+                    allowed=False, reason=f"PUBLISH_DENY has {denied.text}: {shown(topic)} is closed. {instead}"
+                )
         for allowed in self.rules.publish_allow:
             if allowed.matches(topic):
                 return Verdict(allowed=True, reason=f"PUBLISH_ALLOW has {allowed.text}.")
@@ -128,8 +131,10 @@ class Policy:
         """Say whether every topic that a filter can match may be read."""
         for denied in self.rules.subscribe_deny:
             if denied.overlaps(wanted):
+                instead = _instead(self.rules.subscribe_allow)
                 return Verdict(
-                    allowed=False, reason=f"SUBSCRIBE_DENY has {denied.text}: {shown(wanted.text)} reaches into it."
+                    allowed=False,
+                    reason=f"SUBSCRIBE_DENY has {denied.text}: {shown(wanted.text)} reaches into it. {instead}",
                 )
         for allowed in self.rules.subscribe_allow:
             if allowed.covers(wanted):
@@ -189,6 +194,10 @@ def _without_a_row(what: str, name: str, allowed: tuple[TopicFilter, ...]) -> Ve
     if not allowed:
         return Verdict(allowed=True, reason=f"{name} is empty, which means everything.")
     return Verdict(allowed=False, reason=f"{what} is not within {name}, which has {_listed(allowed)}.")
+
+
+def _instead(allowed: tuple[TopicFilter, ...]) -> str:
+    return f"Open is what else is within {_listed(allowed)}." if allowed else "Everything else is open."
 
 
 def _listed(filters: tuple[TopicFilter, ...] | list[TopicFilter]) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from audit import Audit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mcp.client import Client
 from mcp.server import MCPServer
 from mcp.types import Tool, ToolListChangedNotification
 
+from audit import Audit
 from config import Config
 from coreflux import Coreflux, Entity
 from limits import Limits

@@ -6,13 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import Any, Final
 
-from audit import Audit
 from mcp.server.mcpserver import Context
 from mcp.types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
 from mcp.types.version import MODERN_PROTOCOL_VERSIONS
 from pydantic import BaseModel, Field
 
 from approvals import Approvals
+from audit import Audit
 from config import Rules
 from errors import BridgeError, PolicyRefusedError
 
