@@ -72,9 +72,7 @@ class Resources:
                 )
             )
         server.resource(SOURCE, name="source", title="Source of an entity", mime_type="text/plain")(self.source)
-        server.resource("undo://{act}", name="undo", title="What an act replaced", mime_type="application/json")(
-            self.undo
-        )
+        server.resource(UNDO, name="undo", title="What an act replaced", mime_type="application/json")(self.undo)
         for prompt in self._prompts():
             server.add_prompt(prompt)
         server.completion()(self.complete)  # type: ignore[no-untyped-call]
