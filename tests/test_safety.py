@@ -391,6 +391,17 @@ class TestUndo:
         assert "replaced" not in second
         assert fake.retained["plant/a"] == b"21.5"
 
+    async def test_what_may_not_be_read_is_said_and_asked_about(self, fake: FakeBroker) -> None:
+        rules = Rules(subscribe_deny=(TopicFilter("plant/a"),))
+        async with assisted(fake, replace(ADMIN, rules=rules)) as me:
+            answer = await me.call("mqtt_publish", topic="plant/a", payload="1", retain=True)
+        async with assisted(fake, replace(ADMIN, rules=replace(rules, confirm="overwrite"))) as me:
+            words = await me.fail("mqtt_publish", topic="plant/a", payload="1", retain=True)
+
+        assert "could not be kept" in answer["undo"]
+        assert "replaced" not in answer
+        assert "in place of what may not be read" in words
+
     async def test_what_was_cleared_can_be_put_back_whole(self, fake: FakeBroker) -> None:
         fake.send("plant/long", b"x" * 5000, retain=True)
         before = dict(fake.retained)

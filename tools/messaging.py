@@ -516,9 +516,15 @@ class Messaging:
                 for name, value in (user_properties or {}).items()
             ),
         )
-        before = await self._retained_on(topic) if retain else None
+        before, undo = None, ""
+        if retain:
+            try:
+                before = await self._retained_on(topic)
+            except (BrokerRefusedError, PolicyRefusedError):
+                undo = "What was retained there before may not be read, so it could not be kept."
         published = await self._broker.publish(topic, data, qos, retain=retain, properties=properties)
         act = self._undo.begin() if before else ""
+        undo = how(act) if before else undo
         return PublishedAnswer(
             topic=_shown_topic(topic),
             bytes=len(data),
@@ -528,7 +534,7 @@ class Messaging:
             reason=visible(published.reason),
             elapsed_ms=round(published.elapsed_ms, 2),
             replaced=self._undo.keep(act, before) if before else None,
-            undo=how(act) if before else "",
+            undo=undo,
         )
 
     async def _about_to_publish(
@@ -541,7 +547,10 @@ class Messaging:
             return Plan(words)
         if self._confirm == "destructive":
             return Plan(f"{words}, retained")
-        before = await self._retained_on(topic)
+        try:
+            before = await self._retained_on(topic)
+        except (BrokerRefusedError, PolicyRefusedError):
+            return Plan(f"{words}, retained in place of what may not be read", loses="a retained value")
         if before is None:
             return Plan(f"{words}, retained where nothing is")
         return Plan(f"{words}, retained in place of {len(before.payload)} bytes", loses="a retained value")
@@ -558,11 +567,14 @@ class Messaging:
         return Plan(f"delete up to {limit} retained messages below {shown(topic_filter)} from {broker}", "something")
 
     async def _retained_on(self, topic: str) -> Message | None:
-        """Return the retained message of a topic; None also where we may not see it."""
+        """Return the retained message of a topic.
+
+        Raises:
+            BrokerRefusedError, PolicyRefusedError: It may not be read.
+        """
         found: list[Message] = []
-        with suppress(BrokerRefusedError, PolicyRefusedError):
-            async with self._broker.listen(TopicFilter(topic), found.append):
-                pass  # what is retained comes before the answer to the unsubscription
+        async with self._broker.listen(TopicFilter(topic), found.append):
+            pass  # what is retained comes before the answer to the unsubscription
         return next((message for message in found if message.retained and message.payload), None)
 
     async def mqtt_request(
