@@ -328,6 +328,29 @@ class TestTopics:
         assert "plant/b" in seen["left_out"][1]
         assert "left_out" not in whole
 
+    async def test_a_look_around_counts_a_message_once_however_many_rules_open_it(self, fake: FakeBroker) -> None:
+        allow = tuple(map(TopicFilter, ("plant/#", "+/a", "plant/a")))
+
+        async def publish() -> None:
+            while len(fake.feeds) < 2:  # two of the three are the same within +/a
+                await asyncio.sleep(0)
+            fake.send("plant/a", b"22")
+
+        async with assisted(fake, replace(ADMIN, rules=Rules(subscribe_allow=allow))) as me:
+            publishing = asyncio.create_task(publish())
+            seen = await me.call("mqtt_topics", topic_filter="+/a", listen_s=0.2)
+            await publishing
+
+        assert [(each["topic"], each["messages"]) for each in seen["topics"]] == [("plant/a", 2)]
+
+    async def test_a_look_at_what_is_held_asks_the_broker_for_nothing(self, fake: FakeBroker) -> None:
+        async with assisted(fake) as me:
+            await me.call("mqtt_subscribe", topic_filter="plant/a")
+            fake.go_offline()
+            seen = await me.call("mqtt_topics", listen_s=0)
+
+        assert [each["topic"] for each in seen["topics"]] == ["plant/a"]
+
     async def test_a_request_hears_its_answer_whatever_may_be_read(self, fake: FakeBroker) -> None:
         def device(topic: str, _payload: bytes, properties: Any) -> None:
             if topic == "plant/cmd/x":

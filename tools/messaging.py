@@ -312,9 +312,7 @@ class Messaging:
 
         started = time.monotonic()
         part = self._broker.policy.look(topic_filter)
-        async with self._broker.look(part, hear) as watches:
-            await asyncio.sleep(listen_s)
-        connected = all(watch.connected_throughout for watch in watches)
+        connected = await self._broker.look(part, hear, listen_s)
         topics = [heard[topic] for topic in sorted(heard)]
         look = _Look(topics, _elapsed(started), connected, incomplete, part.left_out)
         self._looks[look.token] = look

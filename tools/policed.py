@@ -1,7 +1,8 @@
 """The broker as the assistant may use it: every topic it names is held against the operator's rules first."""
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 
 from inbox import Inbox, Message, Subscription
 from limits import Limits
@@ -53,19 +54,33 @@ class PolicedBroker:
         self.policy.check_subscribe(topic_filter, own=self._broker.state.client_id)
         return self._broker.listen(topic_filter, hear, qos)
 
-    @asynccontextmanager
-    async def look(self, part: Look, hear: Callable[[Message], None]) -> AsyncIterator[list[Watch]]:
-        """Hear what is open of a look around: what is held already, and what comes until the context ends."""
+    async def look(self, part: Look, hear: Callable[[Message], None], listen_s: float) -> bool:
+        """Hear what is held of the open part of a look around, and what comes meanwhile; say whether all was heard.
 
-        def hear_open(message: Message) -> None:
-            if self.policy.open(message.topic):
-                hear(message)
+        Where the filters of the part overlap, a message is heard once. Nothing is subscribed to for no time.
+        """
 
-        for each in part.filters:
+        def ear(number: int) -> Callable[[Message], None]:
+            earlier = part.filters[:number]
+
+            def hear_open(message: Message) -> None:
+                if self.policy.open(message.topic) and not any(each.matches(message.topic) for each in earlier):
+                    hear(message)
+
+            return hear_open
+
+        ears = [(each, ear(number)) for number, each in enumerate(part.filters)]
+        for each, hear_open in ears:
             for message in self.inbox.held(each):
                 hear_open(message)
+        if not listen_s:
+            return True
         async with AsyncExitStack() as stack:
-            yield [await stack.enter_async_context(self._broker.listen(each, hear_open, 0)) for each in part.filters]
+            watches = [
+                await stack.enter_async_context(self._broker.listen(each, hear_open, 0)) for each, hear_open in ears
+            ]
+            await asyncio.sleep(listen_s)
+        return all(watch.connected_throughout for watch in watches)
 
     async def first_attempt(self, timeout_s: float) -> None:
         """Return when the first attempt to connect is over."""
