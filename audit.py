@@ -124,6 +124,8 @@ class Audit:
         self._tell: dict[str, Any] = {}  # of what was found or went wrong, for the next line
         self._prefix = b""  # ends what somebody left without an end
         self._lost = self._dropped = 0
+        self.lines = 0
+        """How many lines the file has been given."""
 
     async def __aenter__(self) -> Self:
         if self._path is not None:
@@ -241,6 +243,7 @@ class Audit:
         if entries:
             data = b"".join(lines)
             self._append(data)
+            self.lines += len(entries)
             self._head = head._replace(size=self._head.size + len(data))
             self._tell, self._prefix = {}, b""
             self._write_head()

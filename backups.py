@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from errors import BridgeError
 from lot import Kind
+from sanitizer import shortened
 
 State = Literal["begun", "applied", "rolled back", "not rolled back", "restored"]
 
@@ -95,7 +96,7 @@ class Backups:
             BridgeError: There is none of that name, or it cannot be read.
         """
         if not _ID.fullmatch(backup_id):
-            raise BridgeError(f"{backup_id[:60]!r} is no name of a backup.")
+            raise BridgeError(f"{shortened(backup_id, 60)!r} is no name of a backup.")
         try:
             found = json.loads((self.directory / f"{backup_id}.json").read_text(encoding="utf-8"))
             entities = [Saved(**each) for each in found.pop("entities")]

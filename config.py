@@ -4,11 +4,13 @@ The only file that knows `os.environ`.
 """
 
 import difflib
+import hashlib
 import io
 import ipaddress
 import os
 import re
 import ssl
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -37,6 +39,7 @@ AccessMode = Literal["read", "write", "admin"]
 ProtocolVersion = Literal["auto", "5", "3.1.1"]
 Transport = Literal["tcp", "websockets"]
 TLSVersion = Literal["1.2", "1.3"]
+ServerTransport = Literal["stdio", "http"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "NONE"]
 LogFormat = Literal["text", "json"]
 
@@ -47,10 +50,17 @@ ENV_FILE = Path(__file__).with_name(".env")
 
 # Never shown. Each may also come from NAME_FILE or from a file in $CREDENTIALS_DIRECTORY, and so may the user name,
 # which people keep beside the password.
-SECRETS = ("MQTT_PASSWORD", "MQTT_CLIENT_KEY_PASSWORD", "DO_AGENT_API_KEY", "AUDIT_KEY")
+SECRETS = (
+    "MQTT_PASSWORD",
+    "MQTT_CLIENT_KEY_PASSWORD",
+    "MQTT_OAUTH_CLIENT_SECRET",
+    "DO_AGENT_API_KEY",
+    "AUDIT_KEY",
+    "MCP_TOKEN",
+)
 FROM_FILE = (*SECRETS, "MQTT_USER")
 PUBLISHED_PASSWORD = "coreflux"  # noqa: S105 - of `root`, in the vendor's quick starts  # nosec
-_ADDRESSES = ("MQTT_BROKER", "COPILOT_URL", "LOT_VERIFIER_API_URL")
+_ADDRESSES = ("MQTT_BROKER", "COPILOT_URL", "LOT_VERIFIER_API_URL", "MQTT_OAUTH_TOKEN_URL")
 
 # What other programs call our settings, where spelling alone would not find the name meant.
 _CALLED_ELSEWHERE = {
@@ -72,7 +82,10 @@ _CALLED_ELSEWHERE = {
     "MQTT_CA_FILE": "MQTT_CA_CERT",
     "MQTT_TLS_CA": "MQTT_CA_CERT",
     "MQTT_INSECURE": "MQTT_TLS_INSECURE",
+    "MCP_AUTH_TOKEN": "MCP_TOKEN",
+    "MCP_BIND": "MCP_HOST",
 }
+ACCESS_MODES: tuple[AccessMode, ...] = ("read", "write", "admin")
 _ALIKE = 0.87  # one or two letters wrong; LOG_DIR and LOG_FILE (0.67) or ACCESS_TOKEN and ACCESS_MODE (0.78) are not
 
 _SCHEMES: dict[str, tuple[Transport, bool]] = {
@@ -107,16 +120,22 @@ _HOST_CHARACTERS = re.compile(r"[A-Za-z0-9:.%_-]+")
 _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _LONGEST_HOST_NAME = 253
 _WS_PATH = re.compile(r'/[!"$->@-~]*')  # printable ASCII but # and ?
+_ORIGIN = re.compile(r"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
+_CLIENT = re.compile(r"([A-Za-z0-9._-]{1,64})[ \t]+(read|write|admin)[ \t]+([0-9A-Fa-f]{64})")
+_PLACEHOLDER = re.compile(r"\$\{[^}]*\}")
 _SIZE = re.compile(r"([0-9]{1,15}) ?(B|kB|MB|GB|KiB|MiB|GiB)?", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": 1024 * MIB}
 
 _LONGEST_FIELD = 65_535  # bytes of a string or of binary data in MQTT
 _SHORTEST_KEY = 16  # characters of AUDIT_KEY
+_SHORTEST_TOKEN = 32  # characters of MCP_TOKEN
 _READ_AT_MOST = MIB  # of a file that is named in a setting; a bundle of every public CA has 250 KB
 _SHOWN_AT_MOST = 100  # characters of a bad value
 
+_DOCKER_SECRETS = Path("/run/secrets")  # where the user of a container may be "others", and nobody else is
 _OTHERS_READ = 0o004
 _GROUP_OR_OTHERS_READ = 0o044
+_GROUP_OR_OTHERS_WRITE = 0o022
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +163,23 @@ class TLSConfig:
     insecure: bool = False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OAuthConfig:
+    """Where the token comes from that is the broker's password (OAuth 2 client credentials, RFC 6749, 4.4).
+
+    Attributes:
+        token_url: The authorization server's token endpoint.
+        client_id: Who we are there.
+        client_secret: What proves it.
+        scope: What the token is to be for; None to leave that to the server.
+    """
+
+    token_url: str
+    client_id: str
+    client_secret: SecretStr
+    scope: str | None = None
+
+
 def _random_client_id() -> str:
     return f"coreflux-mcp-{os.urandom(4).hex()}"
 
@@ -167,6 +203,7 @@ class BrokerConfig:
         connect_timeout_s: Seconds until an attempt to connect is given up, 1 to 300.
         embedded: Start the built-in development broker and use that.
         tls: None for a plain connection.
+        oauth: Where the password comes from; None when `password` is it.
     """
 
     host: str = "localhost"
@@ -183,11 +220,13 @@ class BrokerConfig:
     connect_timeout_s: int = 10
     embedded: bool = False
     tls: TLSConfig | None = None
+    oauth: OAuthConfig | None = None
 
     def with_secrets_of(self, other: Self) -> Self:
         """Return this configuration with the login and the key's password that `other` has."""
         tls = self.tls and replace(self.tls, client_key_password=other.tls.client_key_password if other.tls else None)
-        return replace(self, user=other.user, password=other.password, tls=tls)
+        oauth = self.oauth and other.oauth and replace(self.oauth, client_secret=other.oauth.client_secret)
+        return replace(self, user=other.user, password=other.password, tls=tls, oauth=oauth)
 
     @property
     def url(self) -> str:
@@ -288,6 +327,51 @@ class AuditConfig:
     required: bool = False
 
 
+class HTTPClient(NamedTuple):
+    """Who may come in over HTTP."""
+
+    name: str
+    access: AccessMode
+    digest: bytes
+    """SHA-256 of the token."""
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HTTPConfig:
+    """MCP over HTTP: where, for whom, how much.
+
+    Attributes:
+        host: Host name or IP address to listen on.
+        port: 1 to 65 535; 0 lets the system choose a free one.
+        unix_socket: Listen there instead.
+        tls_cert: PEM file of our certificate, with what leads to its authority; None for plain HTTP.
+        tls_key: PEM file of its private key.
+        clients: Who may come in; none when nobody has to show a token.
+        several: They are from a file, and others may come to be.
+        allowed_origins: Web origins whose pages may use the server.
+        allowed_hosts: Names under which the server may be addressed, besides those of this machine.
+        trusted_proxies: Who is believed what X-Forwarded-For says; None among them is who uses the Unix socket.
+        rate_limit_per_minute: Requests without a valid token from one address.
+        client_rate_limit_per_minute: Requests of one client.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    unix_socket: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    clients: tuple[HTTPClient, ...] = ()
+    several: bool = False
+    allowed_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network | None, ...] = ()
+    rate_limit_per_minute: int = 30
+    client_rate_limit_per_minute: int = 600
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All settings, checked against each other.
@@ -299,7 +383,10 @@ class Config:
         copilot: The Coreflux Copilot.
         rules: What the assistant may do, besides the access mode.
         audit: The record of what it did.
-        access_mode: What the assistant may do.
+        http: MCP over HTTP, which is served instead of stdio where `transport` says so.
+        transport: How MCP is served.
+        metrics: Host and port on which figures are served; None when they are not.
+        access_mode: What the assistant may do; over HTTP each client has its own.
         action_tools: Whether each action of a Coreflux broker that runs on request is a tool of its own.
         warnings: Sentences about settings that work but should not stay so, for the log and `server_status`.
         state_dir: Where backups are kept: the platform's folder for the state of programs.
@@ -312,6 +399,9 @@ class Config:
     copilot: CopilotConfig = field(default_factory=CopilotConfig)
     rules: Rules = field(default_factory=Rules)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    http: HTTPConfig = field(default_factory=HTTPConfig)
+    transport: ServerTransport = "stdio"
+    metrics: tuple[str, int] | None = None
     access_mode: AccessMode = "write"
     action_tools: bool = False
     warnings: tuple[str, ...] = ()
@@ -324,7 +414,13 @@ class Config:
         return self.broker.tls
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, *, env_file: Path | None = ENV_FILE) -> Self:
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        env_file: Path | None = ENV_FILE,
+        problems: list[str] | None = None,
+    ) -> Self:
         """Read and check every setting.
 
         A setting is taken from the first place that has it: `environ`, then `env_file`, then (secrets and MQTT_USER)
@@ -337,6 +433,8 @@ class Config:
         Args:
             environ: The environment; None for the process's own.
             env_file: A file of NAME=value lines, taken literally (`$` stands for itself); it may be missing.
+            problems: Gets the problems, and nothing is raised: what cannot be used is then as if it were not set. That
+                is for finding out what else is wrong, and not for serving.
 
         Raises:
             ConfigError: Something cannot be used. The text has a line for each problem and no secret value.
@@ -350,12 +448,15 @@ class Config:
         tls = _tls(settings, report)
         broker = _broker(settings, tls, report)
         copilot = _copilot(settings, report)
+        http = _http(settings, report)
         if settings.AUDIT_REQUIRED and "AUDIT_FILE" not in report.given:
             report.problems.append("AUDIT_REQUIRED=true without AUDIT_FILE: name the file.")
         report.warnings.extend(_misspellings(environ.keys() | dotenv.keys()))
         (report.problems if settings.STRICT_PERMISSIONS else report.warnings).extend(report.exposed)
 
-        if report.problems:
+        if problems is not None:
+            problems.extend(report.problems)
+        elif report.problems:
             raise ConfigError("\n".join(report.problems))
         return cls(
             broker=broker,
@@ -379,19 +480,54 @@ class Config:
                 concurrent=settings.MAX_CONCURRENT_CALLS,
             ),
             audit=AuditConfig(file=settings.AUDIT_FILE, key=settings.AUDIT_KEY, required=settings.AUDIT_REQUIRED),
+            http=http,
+            transport=settings.MCP_TRANSPORT,
+            metrics=settings.METRICS_PORT,
             access_mode=settings.ACCESS_MODE,
             action_tools=settings.ACTION_TOOLS,
             warnings=tuple(report.warnings),
-            files=report.files | {name: path for name in _CERTIFICATES if (path := getattr(settings, name))},
+            files=report.files | {name: path for name in _FOLLOWED if (path := getattr(settings, name))},
         )
+
+
+def tokens_file(environ: Mapping[str, str] | None = None, *, env_file: Path | None = ENV_FILE) -> Path | None:
+    """Return what MCP_TOKENS_FILE says, also while the file is not there yet."""
+    environ, report = os.environ if environ is None else environ, _Report()
+    text = _find("MCP_TOKENS_FILE", environ, _read_dotenv(env_file, report) if env_file else {}, report)
+    return _path(text) if text else None
 
 
 def settings_to_pass_on(environ: Mapping[str, str] | None = None) -> tuple[dict[str, str], list[str]]:
     """Return our settings in the environment that may be written down, and the names of those that may not."""
     environ = os.environ if environ is None else environ
-    ours = {name: environ[name] for name in sorted(NAMES) if environ.get(name)}
+    ours = {name: _wherever_it_starts(name, environ[name]) for name in sorted(NAMES) if environ.get(name)}
     withheld = [name for name, value in ours.items() if name in SECRETS or (name == "MQTT_BROKER" and "@" in value)]
     return {name: value for name, value in ours.items() if name not in withheld}, withheld
+
+
+def _wherever_it_starts(name: str, value: str) -> str:
+    """Return the value as it is to be written down: a file is found in whatever directory the server starts."""
+    if name not in _PATHS:
+        return value
+    try:
+        return str(_path(value.strip()).absolute())
+    except ValueError:
+        return value
+
+
+def programs_settings(environ: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+    """Return the folder in which a platform's programs keep what their user has set."""
+    environ = os.environ if environ is None else environ
+    if platform == "darwin":
+        return Path.home() / "Library" / "Application Support"
+    named, usual = ("APPDATA", "AppData/Roaming") if platform == "win32" else ("XDG_CONFIG_HOME", ".config")
+    return Path(environ.get(named) or Path.home() / usual)
+
+
+def claude_code_settings(environ: Mapping[str, str] | None = None) -> Path:
+    """Return the folder in which Claude Code keeps what its user has set."""
+    environ = os.environ if environ is None else environ
+    return Path(environ.get("CLAUDE_CONFIG_DIR") or Path.home())
 
 
 def environment(*, without: Iterable[str] = (), **settings: str) -> dict[str, str]:
@@ -552,11 +688,16 @@ def _web_url(text: str) -> str:
     return text
 
 
-def _copilot_url(text: str) -> str:
-    """Complete the address of an agent: people paste it with or without the path of the API."""
+def _secure_url(text: str) -> str:
     url = urlsplit(_web_url(text))
     if url.scheme == "http" and not _is_loopback(url.hostname or ""):
         raise ValueError("the key would travel unencrypted")
+    return text
+
+
+def _copilot_url(text: str) -> str:
+    """Complete the address of an agent: people paste it with or without the path of the API."""
+    url = urlsplit(_secure_url(text))
     path = url.path.rstrip("/")
     if not path.endswith("/chat/completions"):
         path = f"{path or '/api/v1'}/chat/completions"
@@ -579,6 +720,88 @@ def _filters(text: str) -> tuple[TopicFilter, ...]:
     if any(each.share_name for each in found):
         raise ValueError("a rule is about topics, so $share/ has no place in it")
     return found
+
+
+def _token(secret: SecretStr) -> SecretStr:
+    if len(_header_value(secret).get_secret_value()) < _SHORTEST_TOKEN:
+        raise ValueError("it is too short")
+    return secret
+
+
+def _bind_host(text: str) -> str:
+    """Check where to listen; people write * for every address."""
+    return "0.0.0.0" if text == "*" else _host(text.removeprefix("[").removesuffix("]"))  # noqa: S104  # nosec
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > _HIGHEST_PORT:
+        raise ValueError("there is no such port")
+    return _bind_host(host) if host else "127.0.0.1", int(port)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    found = tuple(part.lower().removesuffix("/") for part in _parts(text))
+    if "*" in found:
+        raise ValueError("every page of the web could use the server; name the origins")
+    if not all(map(_ORIGIN.fullmatch, found)):
+        raise ValueError("an origin has a scheme, a host and no path")
+    return tuple(_without_usual_port(each) for each in found)
+
+
+def _without_usual_port(origin: str) -> str:
+    """Write an origin as browsers do (RFC 6454, 6.1)."""
+    return origin.removesuffix(":80" if origin.startswith("http:") else ":443")
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    found = tuple(part.lower() for part in _parts(text))
+    for each in found:
+        name, _, port = each.rpartition(":") if not each.endswith("]") else (each, "", "")
+        if not name:
+            name, port = each, ""
+        if port and not (port == "*" or (port.isdigit() and int(port) <= _HIGHEST_PORT)):
+            raise ValueError("there is no such port")
+        _host(name.removeprefix("[").removesuffix("]"))
+    return found
+
+
+def _proxies(text: str) -> tuple[Network | None, ...]:
+    try:
+        return tuple(None if part == "unix" else ipaddress.ip_network(part) for part in _parts(text))
+    except ValueError:
+        raise ValueError("one of them is no IP address and no network") from None
+
+
+def _clients(text: str) -> tuple[Path, tuple[HTTPClient, ...]]:
+    """Read the file of tokens: on each line a name, an access mode and the SHA-256 of a token.
+
+    Raises:
+        ValueError: It cannot be used. The text has the number of the line and nothing of its content.
+    """
+    path = _readable_file(text)
+    clients: list[HTTPClient] = []
+    for number, line in enumerate(_read(path)[0].decode(errors="replace").splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = _CLIENT.fullmatch(line.strip())
+        if not match:
+            raise ValueError(f"line {number} is not a name, an access mode and the SHA-256 of a token")
+        client = HTTPClient(match[1], _access_mode(match[2]), bytes.fromhex(match[3]))
+        if any(client.name == each.name or client.digest == each.digest for each in clients):
+            raise ValueError(f"line {number} has the name or the token of an earlier one")
+        clients.append(client)
+    if not clients:
+        raise ValueError("there is no line with a client in it, so nobody could come in")
+    return path, tuple(clients)
+
+
+def _access_mode(text: str) -> AccessMode:
+    return "read" if text == "read" else "write" if text == "write" else "admin"
 
 
 def _audit_key(secret: SecretStr) -> SecretStr:
@@ -720,6 +943,44 @@ class _Settings(BaseSettings):
     LOG_FILE: Annotated[Path, BeforeValidator(_path)] | None = Field(None, description="the path of a file")
     STRICT_PERMISSIONS: bool = Field(default=False, description=_FLAG)
 
+    MCP_TRANSPORT: Annotated[ServerTransport, _Lower] = Field("stdio", description="stdio or http")
+    MCP_HOST: Annotated[str, AfterValidator(_bind_host)] = Field(
+        "127.0.0.1", description="an IP address or a host name of this machine"
+    )
+    MCP_PORT: int = _number(8765, 0, _HIGHEST_PORT)
+    MCP_UNIX_SOCKET: Annotated[Path, BeforeValidator(_path)] | None = Field(None, description="the path of a socket")
+    MCP_TLS_CERT: _ReadableFile | None = Field(None, description=_FILE)
+    MCP_TLS_KEY: _ReadableFile | None = Field(None, description=_FILE)
+    MCP_TOKEN: Annotated[SecretStr, AfterValidator(_token)] | None = Field(
+        None, description=f"at least {_SHORTEST_TOKEN} characters, in ASCII and without blanks"
+    )
+    MCP_TOKENS_FILE: Annotated[tuple[Path, tuple[HTTPClient, ...]], PlainValidator(_clients)] | None = Field(
+        None, description="a file with a line for each client: NAME read|write|admin SHA-256-OF-ITS-TOKEN"
+    )
+    MCP_ALLOWED_ORIGINS: Annotated[tuple[str, ...], PlainValidator(_origins)] = Field(
+        (), description="origins like https://app.example.com with commas between them"
+    )
+    MCP_ALLOWED_HOSTS: Annotated[tuple[str, ...], PlainValidator(_hosts)] = Field(
+        (), description="host names, with :PORT or without, with commas between them"
+    )
+    MCP_TRUSTED_PROXIES: Annotated[tuple[Network | None, ...], PlainValidator(_proxies)] = Field(
+        (), description="IP addresses or networks like 10.0.0.0/8 with commas between them, or unix"
+    )
+    MCP_RATE_LIMIT_PER_MINUTE: int = _number(30, 1, 1_000_000)
+    MCP_CLIENT_RATE_LIMIT_PER_MINUTE: int = _number(600, 1, 10_000_000)
+    METRICS_PORT: Annotated[tuple[str, int], PlainValidator(_host_and_port)] | None = Field(
+        None, description="a port, or HOST:PORT to serve not only this machine"
+    )
+
+    MQTT_OAUTH_TOKEN_URL: Annotated[str, AfterValidator(_secure_url)] | None = Field(
+        None, description="an https URL without a login"
+    )
+    MQTT_OAUTH_CLIENT_ID: Annotated[str, AfterValidator(_mqtt_string)] | None = Field(None, description=_STRING)
+    MQTT_OAUTH_CLIENT_SECRET: _MQTTSecret | None = Field(None, description=_STRING)
+    MQTT_OAUTH_SCOPE: Annotated[str, AfterValidator(_mqtt_string)] | None = Field(
+        None, description="scopes with blanks between them"
+    )
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -736,6 +997,7 @@ SETTINGS = tuple(_Settings.model_fields)
 """The names of all variables that are read, NAME_FILE aside."""
 
 _CERTIFICATES = ("MQTT_CA_CERT", "MQTT_CLIENT_CERT", "MQTT_CLIENT_KEY")
+_FOLLOWED = (*_CERTIFICATES, "MCP_TLS_CERT", "MCP_TLS_KEY")
 _ONLY_WITH_TLS = (
     "MQTT_CLIENT_KEY_PASSWORD",
     "MQTT_TLS_MIN_VERSION",
@@ -744,6 +1006,7 @@ _ONLY_WITH_TLS = (
     "MQTT_TLS_INSECURE",
 )
 NAMES = {*SETTINGS, *(f"{name}_FILE" for name in FROM_FILE)}
+_PATHS = {*_FOLLOWED, "AUDIT_FILE", "LOG_FILE", "MCP_TOKENS_FILE", "MCP_UNIX_SOCKET", *NAMES.difference(SETTINGS)}
 _OUR_PREFIXES = tuple({f"{name.partition('_')[0]}_" for name in SETTINGS})
 
 
@@ -774,6 +1037,11 @@ def _gather(environ: Mapping[str, str], dotenv: Mapping[str, str], report: _Repo
     """Find the text of each setting that has one."""
     found = {name: _find(name, environ, dotenv, report) for name in SETTINGS}
     values = {name: text for name, text in found.items() if text is not None}
+    report.warnings.extend(
+        f"{name} is a placeholder, ${{…}}, that the client has not filled in: give the value, or {name}_FILE."
+        for name, text in values.items()
+        if name in FROM_FILE and _PLACEHOLDER.fullmatch(text)
+    )
     for name in values.keys() & set(SECRETS):
         if values[name] == PUBLISHED_PASSWORD:
             # Hiding it would hide the product's name in every answer, and everybody knows it.
@@ -810,7 +1078,7 @@ def _from_file(name: str, where: str, file: str, report: _Report, *, credential:
         if not (credential and isinstance(exc, FileNotFoundError)):
             report.refuse(name, f"{where}: {_cause(exc)}; expected a file that holds {name}.")
         return None
-    if name in SECRETS:
+    if name in SECRETS and _DOCKER_SECRETS not in path.parents:
         # systemd lets one user read a credential by an ACL, which shows as a right of the group.
         report.check_private(where, mode, _OTHERS_READ if credential else _GROUP_OR_OTHERS_READ)
     text = _trimmed(name, text[:-2] if text.endswith("\r\n") else text.removesuffix("\n"))
@@ -935,9 +1203,106 @@ def _broker(settings: _Settings, tls: TLSConfig | None, report: _Report) -> Brok
         connect_timeout_s=settings.MQTT_CONNECT_TIMEOUT_S,
         embedded=address.embedded,
         tls=tls,
+        oauth=_oauth(settings, report),
     )
     _judge(broker, report)
     return broker
+
+
+def _oauth(settings: _Settings, report: _Report) -> OAuthConfig | None:
+    names = ("MQTT_OAUTH_TOKEN_URL", "MQTT_OAUTH_CLIENT_ID", "MQTT_OAUTH_CLIENT_SECRET")
+    missing = [name for name in names if name not in report.given]
+    if len(missing) == len(names):
+        if "MQTT_OAUTH_SCOPE" in report.given:
+            report.warnings.append("MQTT_OAUTH_SCOPE has no effect without MQTT_OAUTH_TOKEN_URL.")
+        return None
+    if missing:
+        report.problems.append(f"A broker login by OAuth 2 also needs {' and '.join(missing)}.")
+    if "MQTT_PASSWORD" in report.given or settings.MQTT_BROKER.password:
+        report.problems.append("MQTT_PASSWORD and MQTT_OAUTH_TOKEN_URL are both set: keep one of them.")
+    url, client_id, secret = (
+        settings.MQTT_OAUTH_TOKEN_URL,
+        settings.MQTT_OAUTH_CLIENT_ID,
+        settings.MQTT_OAUTH_CLIENT_SECRET,
+    )
+    if not (url and client_id and secret):
+        return None
+    return OAuthConfig(token_url=url, client_id=client_id, client_secret=secret, scope=settings.MQTT_OAUTH_SCOPE)
+
+
+def _http(settings: _Settings, report: _Report) -> HTTPConfig:
+    clients: tuple[HTTPClient, ...] = ()
+    if "MCP_TOKENS_FILE" in report.given and "MCP_TOKEN" in report.given:
+        report.problems.append("MCP_TOKEN and MCP_TOKENS_FILE are both set: keep one of them.")
+    if settings.MCP_TOKEN:
+        digest = hashlib.sha256(settings.MCP_TOKEN.get_secret_value().encode()).digest()
+        clients = (HTTPClient("MCP_TOKEN", settings.ACCESS_MODE, digest),)
+    elif settings.MCP_TOKENS_FILE:
+        path, clients = settings.MCP_TOKENS_FILE
+        report.files["MCP_TOKENS_FILE"] = path
+        if os.name == "posix" and path.stat().st_mode & _GROUP_OR_OTHERS_WRITE:
+            report.exposed.append(f"MCP_TOKENS_FILE={_shown(str(path))} can be written by others: run chmod 600 on it.")
+        if "ACCESS_MODE" in report.given:
+            report.problems.extend(
+                f"ACCESS_MODE={settings.ACCESS_MODE} and the access mode {each.access} of {each.name} in "
+                "MCP_TOKENS_FILE contradict each other: change one."
+                for each in clients
+                if ACCESS_MODES.index(each.access) > ACCESS_MODES.index(settings.ACCESS_MODE)
+            )
+    http = HTTPConfig(
+        host=settings.MCP_HOST,
+        port=settings.MCP_PORT,
+        unix_socket=settings.MCP_UNIX_SOCKET,
+        tls_cert=settings.MCP_TLS_CERT,
+        tls_key=settings.MCP_TLS_KEY,
+        clients=clients,
+        several="MCP_TOKENS_FILE" in report.given,
+        allowed_origins=settings.MCP_ALLOWED_ORIGINS,
+        allowed_hosts=settings.MCP_ALLOWED_HOSTS,
+        trusted_proxies=settings.MCP_TRUSTED_PROXIES,
+        rate_limit_per_minute=settings.MCP_RATE_LIMIT_PER_MINUTE,
+        client_rate_limit_per_minute=settings.MCP_CLIENT_RATE_LIMIT_PER_MINUTE,
+    )
+    if settings.MCP_TRANSPORT == "stdio":
+        report.warnings.extend(
+            f"{name} has no effect without MCP_TRANSPORT=http."
+            for name in SETTINGS
+            if name.startswith("MCP_") and getattr(settings, name) != _Settings.model_fields[name].default
+        )
+        return http
+    _judge_http(http, report)
+    return http
+
+
+def _judge_http(http: HTTPConfig, report: _Report) -> None:
+    """Note what is impossible or unwise of MCP over HTTP."""
+    given = report.given
+    for name, other in (("MCP_TLS_CERT", "MCP_TLS_KEY"), ("MCP_TLS_KEY", "MCP_TLS_CERT")):
+        if name in given and other not in given:
+            report.problems.append(f"{name} is set without {other}: set both.")
+    if http.tls_key:
+        where = f"MCP_TLS_KEY={_shown(str(http.tls_key))}"
+        content, mode = _read(http.tls_key)
+        if b"PRIVATE KEY" not in content or b"ENCRYPTED" in content:
+            report.problems.append(f"{where}: expected a private key that is not encrypted.")
+        report.check_private(where, mode)
+    if http.unix_socket:
+        report.warnings.extend(
+            f"{name} has no effect with MCP_UNIX_SOCKET." for name in ("MCP_HOST", "MCP_PORT") if name in given
+        )
+        return
+    if _is_loopback(http.host):
+        if not http.clients and not given & {"MCP_TOKEN", "MCP_TOKENS_FILE"}:
+            report.warnings.append("Every program on this machine may use the server: set MCP_TOKEN.")
+        return
+    if not http.clients and not given & {"MCP_TOKEN", "MCP_TOKENS_FILE"}:
+        report.problems.append(
+            f"MCP_HOST={_shown(http.host)} lets others in than this machine: set MCP_TOKEN or MCP_TOKENS_FILE."
+        )
+    if not http.tls_cert:
+        report.warnings.append(
+            "Tokens travel unencrypted: set MCP_TLS_CERT and MCP_TLS_KEY, unless a proxy in front does TLS."
+        )
 
 
 def _copilot(settings: _Settings, report: _Report) -> CopilotConfig:
@@ -966,7 +1331,7 @@ def _judge(broker: BrokerConfig, report: _Report) -> None:
             report.warnings.append(
                 "MQTT_PASSWORD without MQTT_USER needs MQTT 5, which not every broker speaks: set both."
             )
-    if (broker.user or broker.password) and not broker.tls and not _is_loopback(broker.host):
+    if (broker.user or broker.password or broker.oauth) and not broker.tls and not _is_loopback(broker.host):
         report.warnings.append(f"The broker login travels unencrypted to {broker.host}: set MQTT_USE_TLS=true.")
     if broker.port == _TLS_PORT and not broker.tls:
         report.warnings.append(f"Port {_TLS_PORT} usually expects TLS, which is off: set MQTT_USE_TLS=true.")

@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, Literal, NamedTuple, Self, TypeVar
+from typing import Any, Final, Literal, NamedTuple, Self, TypeVar, get_args
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
@@ -39,9 +39,13 @@ _WORDS: Final = 200
 """Characters of a service's own words that an error quotes."""
 _THINKING: Final = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
 _END_OF_THINKING: Final = re.compile(r"\A.*</think(?:ing)?>", re.DOTALL | re.IGNORECASE)
+_MOST_TOKENS: Final = 1 << 24
+"""A single answer that says it took more is not believed."""
 _KNOWLEDGE_FAILED: Final = "failed to retrieve data from knowledge base"
 
 T = TypeVar("T")
+CallOutcome = Literal["ok", "refused", "error", "silent", "cancelled", "failed"]
+"""How a question ended: answered; it did not want to; an answer of no use; none in time; given up; a bug of ours."""
 Progress = Callable[[int], Awaitable[None]]
 """Told how many characters there are by now."""
 
@@ -88,6 +92,10 @@ class CopilotClient:
     def __init__(self, config: CopilotConfig) -> None:
         self._config = config
         self._http: httpx2.AsyncClient | None = None
+        self.calls: dict[str, int] = dict.fromkeys(get_args(CallOutcome), 0)
+        """How many questions ended how, however often each was sent."""
+        self.tokens = {"prompt": 0, "completion": 0}
+        """How many they took, as far as the service says."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -136,10 +144,14 @@ class CopilotClient:
 
         async def read(response: httpx2.Response) -> Answer:
             if progress and _is_stream(response):
-                return _answer(await _read_stream(response, progress))
+                whole = await _read_stream(response, progress)
+                self._count_tokens(whole)
+                return _answer(whole)
             text = (await _read_all(response)).decode(errors="replace")
             try:
-                return _answer(json.loads(text))
+                value = json.loads(text)
+                self._count_tokens(value)
+                return _answer(value)
             except (ValueError, RecursionError):
                 text = without_thinking(text)
                 if not text or _is_page(text):
@@ -147,7 +159,26 @@ class CopilotClient:
                 return Answer(text, notes=("This is not the form of an answer: it is shown as plain text.",))
 
         headers = {"Authorization": f"Bearer {config.key.get_secret_value()}"}
-        return await self._post("The Copilot", config.url, body, headers, config.timeout_s, read)
+        outcome: CallOutcome = "failed"
+        try:
+            answer = await self._post("The Copilot", config.url, body, headers, config.timeout_s, read)
+            outcome = "refused" if answer.refused else "ok"
+        except ServiceError as exc:
+            outcome = "silent" if isinstance(exc, ServiceSilentError) else "error"
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self.calls[outcome] += 1
+        return answer
+
+    def _count_tokens(self, value: object) -> None:
+        usage = value.get("usage") if isinstance(value, dict) else None
+        if isinstance(usage, dict):
+            for kind in self.tokens:
+                count = _number(usage.get(f"{kind}_tokens"), 0)
+                self.tokens[kind] += count if count <= _MOST_TOKENS else 0
 
     async def verify(self, code: str) -> list[Finding]:
         """Have the verifier check a program.

@@ -33,6 +33,7 @@ from lot import Kind
 from lot.report import VERBS
 from mqtt_client import Broker, Watch
 from mqtt_link import PublishProperties
+from sanitizer import shortened
 from topics import TopicFilter, shown
 
 COMMAND_TOPIC: Final = "$SYS/Coreflux/Command"
@@ -393,12 +394,12 @@ class Coreflux:
 def named(command: str) -> str:
     """Show a command in words that may be logged: its verb, and its first line where that holds no secret."""
     first = command.split("\n", 1)[0]
-    return first.split(None, 1)[0] if verb_of(command) in _SECRET_VERBS else shown(first[:80])[1:-1]
+    return first.split(None, 1)[0] if verb_of(command) in _SECRET_VERBS else shown(shortened(first, 80))[1:-1]
 
 
 def in_words(text: str) -> str:
     """Quote what the broker says, on one line and not at length."""
-    return json.dumps(text[:_LONGEST_WORDS] + ("…" if len(text) > _LONGEST_WORDS else ""), ensure_ascii=False)
+    return json.dumps(shortened(text, _LONGEST_WORDS), ensure_ascii=False)
 
 
 def _argument(name: str) -> str:

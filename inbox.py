@@ -47,6 +47,9 @@ class Subscription:
     received: int = 0
     dropped: int = 0
     """How many of `received` have fallen out of the inbox."""
+    owner: str | None = None
+    """The client it belongs to; None where there is but one."""
+    read_at: float = field(default_factory=time.monotonic)
     refusal: str | None = None
     """Why the broker refused to restore it after a reconnect; it hears nothing until that changes."""
 
@@ -135,9 +138,10 @@ class Inbox:
     Args:
         max_messages: The most messages held.
         max_bytes: The most bytes of topics, payloads and properties held.
+        replica: The name of this process among several that clients reach by the same address; "" when it is alone.
     """
 
-    def __init__(self, max_messages: int, max_bytes: int) -> None:
+    def __init__(self, max_messages: int, max_bytes: int, replica: str = "") -> None:
         self.max_messages = max_messages
         self.max_bytes = max_bytes
         self.bytes = 0
@@ -152,10 +156,16 @@ class Inbox:
         self._counted = 0
         self._gaps_ended = 0
         self._opened = 0
+        self._replica = replica
         self._run = secrets.token_hex(3)
 
     def __len__(self) -> int:
         return len(self._messages)
+
+    @property
+    def received(self) -> int:
+        """How many messages it was given: those held, those that fell out, and those that could not be stored."""
+        return len(self._messages) + self.dropped
 
     def open(self, topic_filter: TopicFilter, granted_qos: int) -> Subscription:
         """Start a subscription; it sees what is stored for it from now on.
@@ -167,7 +177,11 @@ class Inbox:
             raise InputError(f"There are {MAX_SUBSCRIPTIONS} subscriptions: end some with mqtt_unsubscribe first.")
         self._opened += 1
         subscription = Subscription(
-            f"s{self._opened}", topic_filter, granted_qos, opened_at=time.time(), first_gap=self._gaps_ended
+            f"s{self._opened}{self._replica and f'-{self._replica}'}",
+            topic_filter,
+            granted_qos,
+            opened_at=time.time(),
+            first_gap=self._gaps_ended,
         )
         self.subscriptions[subscription.id] = subscription
         return subscription
@@ -176,20 +190,31 @@ class Inbox:
         """End a subscription; what it brought stays readable by topic until it falls out."""
         del self.subscriptions[subscription.id]
 
-    def subscription(self, subscription_id: str) -> Subscription:
-        """Return an open subscription.
+    def of(self, owner: str | None) -> list[Subscription]:
+        """List the open subscriptions of a client."""
+        return [each for each in self.subscriptions.values() if each.owner == owner]
+
+    def subscription(self, subscription_id: str, owner: str | None = None) -> Subscription:
+        """Return an open subscription of a client.
 
         Raises:
-            InputError: There is none with this id.
+            InputError: The client has none with this id.
         """
-        try:
-            return self.subscriptions[subscription_id]
-        except KeyError:
-            have = ", ".join(islice(self.subscriptions, 20)) or "none"
+        found = self.subscriptions.get(subscription_id)
+        if found is not None and found.owner == owner:
+            return found
+        if self._replica and not subscription_id.endswith(f"-{self._replica}"):
             raise InputError(
-                f"There is no subscription {shown(subscription_id)}: the open ones are {have}. "
-                "A subscription ends with mqtt_unsubscribe or when the server restarts."
-            ) from None
+                f"This replica of the server does not hold the subscription {shown(subscription_id)}: the one that "
+                "does may answer the next call, unless it has ended. Otherwise subscribe again; what came meanwhile "
+                "is not here."
+            )
+        have = ", ".join(each.id for each in self.of(owner)[:20]) or "none"
+        raise InputError(
+            f"There is no subscription {shown(subscription_id)}: the open ones are {have}. "
+            "A subscription ends with mqtt_unsubscribe, when the server restarts"
+            f"{', or when it is not read for an hour' if self._replica else ''}."
+        )
 
     def next_seq(self) -> int:
         """Return a sequence number that was never given before."""
@@ -418,6 +443,7 @@ def _read_cursor(text: str, tag: str) -> tuple[_Cursor, bool]:
     run, selection = parts[1], parts[2]
     if not tag.startswith(run):
         raise InputError(
-            "The cursor is from an earlier run of the server and what it pointed at is gone: leave `after` out."
+            "The cursor is from an earlier run of the server, or from another replica of it, and what it pointed at is "
+            "not here: leave `after` out."
         )
     return _Cursor(*(int(part, 16) for part in parts.groups()[2:])), tag == run + selection

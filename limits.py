@@ -25,7 +25,7 @@ _ROUNDING: Final = 1e-6
 """So much of a call may be missing: who comes back exactly when told is not turned away for a float's last digit."""
 
 
-class _Bucket:
+class Bucket:
     """A leaky bucket: each call or message is one drop."""
 
     __slots__ = ("at", "level")
@@ -61,10 +61,10 @@ class Limits:
     def __init__(self, rules: Rules, now: Callable[[], float] = time.monotonic) -> None:
         self._rules = rules
         self._now = now
-        self._calls = _Bucket(now())
+        self._calls = Bucket(now())
         self._quick = _UnderWay()
         self._waiting = _UnderWay()
-        self._topics: dict[int, _Bucket] = {}  # by hash: a topic can be 64 KiB long
+        self._topics: dict[int, Bucket] = {}  # by hash: a topic can be 64 KiB long
         self._refused = 0
 
     def enter(self, *, waits: bool) -> AbstractContextManager[None]:
@@ -105,7 +105,7 @@ class Limits:
         if bucket is None:
             if len(self._topics) >= MAX_TOPICS:
                 self._forget_half()
-            bucket = self._topics[key] = _Bucket(now)
+            bucket = self._topics[key] = Bucket(now)
         if wait_s := bucket.add(now, MESSAGES_PER_MINUTE, _MESSAGES_PER_S):
             raise self._refusal(
                 f"Messages to {shown(topic)} come too fast: the limit is {MESSAGES_PER_MINUTE} a minute to one topic, "

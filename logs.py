@@ -80,6 +80,7 @@ class JsonFormatter(_TextFormatter):
         }
         if call := correlation.get():
             entry["correlation"] = call
+        entry |= getattr(record, "facts", {})
         if record.exc_text:  # what the sanitizer leaves of an exception
             entry["exception"] = record.exc_text
         elif record.exc_info:

@@ -1,7 +1,8 @@
 """The broker connection: kept up, told truthfully, shared by everyone who publishes, subscribes or listens.
 
 `Broker` is what the tools need; `MqttClient` is it over the network. One task keeps one `Link` at a time connected,
-backs off between attempts and restores the subscriptions; each time without them is a gap in the inbox.
+backs off between attempts and restores the subscriptions; each time without them is a gap in the inbox. Where the
+password is a token that expires, that task also moves to a new connection in time.
 """
 
 import asyncio
@@ -9,11 +10,11 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self
 
 from config import BrokerConfig
 from dispatch import Dispatch, Feed, Listener
@@ -22,6 +23,9 @@ from inbox import Gap, Inbox, Message, Subscription
 from mqtt_failures import LinkFailedError
 from mqtt_link import Greeting, Link, PublishProperties
 from topics import TopicFilter, check_topic_name, shown
+
+if TYPE_CHECKING:
+    from mqtt_oauth import Token, TokenSource
 
 PROBE_TIMEOUT_S: Final = 3.0
 """How long the broker may take to answer a probe before it counts as not listening."""
@@ -36,6 +40,12 @@ _BACK_OFF_S: Final = (0.25, 15.0)
 """First and longest wait before the next attempt."""
 _LOGIN_BACK_OFF_S: Final = (30.0, 300.0)
 """The same after a refused login: brokers lock out those who hammer."""
+
+_CALM_S: Final = 2.0
+"""How long calls under way may take to end before the connection is left for one with a new token."""
+
+LOGIN_RENEWED: Final = "the login was renewed"
+"""The cause of the gap that this makes."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +78,8 @@ class ConnectionState:
     session_resumed: bool = False
     connections: int = 0
     """How many connections there have been."""
+    errors: int = 0
+    """How many attempts to connect have failed, and how many connections were lost."""
 
 
 @dataclass(slots=True)
@@ -141,6 +153,11 @@ class MqttClient:
         self._task: asyncio.Task[None] | None = None
         self._first_attempt_over = asyncio.Event()
         self._renewed = asyncio.Event()
+        self._calls = 0
+        self._calm = asyncio.Event()
+        self._at_once = False
+        """Whether the next attempt to connect has nothing to wait for."""
+        self._tokens = _token_source(config)
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._keep_connected(), name="mqtt.keep_connected")
@@ -152,13 +169,18 @@ class MqttClient:
             with suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
+        if self._tokens is not None:
+            await self._tokens.aclose()
 
     def renew(self, config: BrokerConfig) -> None:
         """Use the secrets of `config`, and certificate files as they are now, from the next connection on.
 
-        A connection that holds is left alone; without one the next attempt is made at once.
+        A connection that holds is left alone; without one, or without a new token for it, the next attempt is made at
+        once.
         """
         self._config = self._config.with_secrets_of(config)
+        if self._tokens is not None and self._config.oauth is not None:
+            self._tokens.renew(self._config.oauth)
         self._renewed.set()
 
     # What the tools ask for.
@@ -182,7 +204,8 @@ class MqttClient:
                 "response_topic and user_properties."
             )
         started = time.perf_counter()
-        _, reason = await link.publish(topic, payload, qos, retain=retain, properties=properties)
+        with self._call():
+            _, reason = await link.publish(topic, payload, qos, retain=retain, properties=properties)
         elapsed_ms = (time.perf_counter() - started) * 1000
         if qos == 0:
             return Published(acknowledged=False, reason="sent; QoS 0 is never acknowledged", elapsed_ms=elapsed_ms)
@@ -221,8 +244,9 @@ class MqttClient:
         answer = self._leave(feed)
         if answer is not None:
             try:
-                async with asyncio.timeout(PROBE_TIMEOUT_S):
-                    await answer
+                with self._call():
+                    async with asyncio.timeout(PROBE_TIMEOUT_S):
+                        await answer
             except TimeoutError:
                 raise BrokerSilentError(
                     f"The subscription has ended here, but the broker did not confirm it within {PROBE_TIMEOUT_S:g} s."
@@ -268,8 +292,9 @@ class MqttClient:
         started = time.perf_counter()
         answer = link.unsubscribe_soon(f"coreflux-mcp/probe/{secrets.token_hex(8)}")
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                await answer
+            with self._call():
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    await answer
         except TimeoutError:
             raise BrokerSilentError(f"The broker did not answer within {PROBE_TIMEOUT_S:g} s.") from None
         return (time.perf_counter() - started) * 1000
@@ -305,15 +330,16 @@ class MqttClient:
 
     async def _subscribe(self, link: Link, feed: Feed, qos: int) -> int:
         _check_filter_abilities(link.greeting, feed.topic_filter)
-        async with feed.subscribing:
-            wanted = max(feed.qos, qos)
-            granted = await link.subscribe(
-                feed.topic_filter.text, wanted, feed.identifier, partial(self._dispatch.granted, feed)
-            )
-            feed.qos = wanted
-            self._unwanted.discard(feed.topic_filter.text)
-            self._note_refusal(feed, None)
-            return granted
+        with self._call():
+            async with feed.subscribing:
+                wanted = max(feed.qos, qos)
+                granted = await link.subscribe(
+                    feed.topic_filter.text, wanted, feed.identifier, partial(self._dispatch.granted, feed)
+                )
+                feed.qos = wanted
+                self._unwanted.discard(feed.topic_filter.text)
+                self._note_refusal(feed, None)
+                return granted
 
     def _leave(self, feed: Feed) -> "asyncio.Future[tuple[int, str]] | None":
         """Let the broker forget a feed nobody lives on. Never waits, so that it works while being cancelled."""
@@ -333,11 +359,23 @@ class MqttClient:
         if answer is None:
             return await self.still_there(0)
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                await answer
+            with self._call():
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
+                    await answer
         except (TimeoutError, BrokerError):
             return False
         return True
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """Count a call that waits for the broker, so that the connection is not left in the midst of it."""
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._calm.set()
 
     # Keeping the connection.
 
@@ -347,7 +385,10 @@ class MqttClient:
             self._renewed.clear()
             started = time.monotonic()
             failure = await self._connect_and_stay()
-            if failure is not None and self._fall_back(failure):
+            if self._at_once or (failure is not None and self._fall_back(failure)):
+                self._at_once = False
+                if failure is None:
+                    failures = short_lives = 0
                 continue
             self._first_attempt_over.set()
             stable = failure is None and time.monotonic() - started >= _STABLE_S
@@ -356,12 +397,14 @@ class MqttClient:
             if short_lives > 1 and self._config.client_id_fixed:
                 # Many brokers do not say it, and they throw each of the two out whenever the other comes.
                 self.state.last_error = f"{self.state.last_error} {_twin(self._config.client_id)}"
-            first_s, longest_s = _LOGIN_BACK_OFF_S if failure is not None and failure.kind == "login" else _BACK_OFF_S
-            wait_s = min(longest_s, first_s * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+            wait_s = _back_off_s(failure, failures)
             self.state.next_attempt_at = time.time() + wait_s
-            with suppress(TimeoutError):
-                async with asyncio.timeout(wait_s):
-                    await self._renewed.wait()
+            await self._pause(wait_s)
+
+    async def _pause(self, wait_s: float) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._renewed.wait()
 
     def _fall_back(self, failure: LinkFailedError) -> bool:
         """Turn to the other MQTT version where the failure asks for it; say whether to try it at once."""
@@ -375,27 +418,15 @@ class MqttClient:
     async def _connect_and_stay(self) -> LinkFailedError | None:
         """Make one connection and stay until it ends; return why none came about, or None."""
         state = self.state
-        self._dispatch.reset()
-        link = Link(
-            self._config,
-            self._protocol,
-            clean_start=state.connections == 0,
-            deliver=self._dispatch.deliver,
-            lose=self._lose,
-            unreleased=self._unreleased,
-            max_waiting_bytes=self.inbox.max_bytes,
-        )
         state.attempts += 1
         try:
-            await link.open()
+            link, token = await self._open()
         except LinkFailedError as exc:
-            if str(exc) != state.last_error:
-                logger.warning("%s Trying again until it works.", exc)
-                self._notice("login_failed" if exc.kind == "login" else "connection_failed", reason=str(exc))
-            state.last_error = str(exc)
+            state.errors += 1
+            self._tell("login_failed" if exc.kind == "login" else "connection_failed", exc)
             return exc
         try:
-            await self._stay(link)
+            await self._stay(link, token)
         finally:
             self._link = None
             state.connected, state.since, state.protocol = False, time.time(), None
@@ -403,7 +434,40 @@ class MqttClient:
                 await link.close()
         return None
 
-    async def _stay(self, link: Link) -> None:
+    def _tell(self, event: str, failure: LinkFailedError) -> None:
+        if str(failure) != self.state.last_error:
+            logger.warning("%s Trying again until it works.", failure)
+            self._notice(event, reason=str(failure))
+        self.state.last_error = str(failure)
+
+    async def _open(self) -> "tuple[Link, Token | None]":
+        """Make a connection; return it and the token it was made with, if its password is one."""
+        config, token, before = self._config, None, None
+        if self._tokens is not None and config.oauth is not None:
+            before = self._tokens.token
+            token = await self._tokens.usable()
+            config = replace(config, user=config.user or config.oauth.client_id, password=token.password)
+        self._dispatch.reset()
+        link = Link(
+            config,
+            self._protocol,
+            clean_start=self.state.connections == 0,
+            deliver=self._dispatch.deliver,
+            lose=self._lose,
+            unreleased=self._unreleased,
+            max_waiting_bytes=self.inbox.max_bytes,
+        )
+        try:
+            await link.open()
+        except LinkFailedError as exc:
+            if self._tokens is None or token is None or exc.kind != "login":
+                raise
+            self._tokens.drop()
+            self._at_once = token is before  # it may have been revoked: a fresh one is tried before anybody waits
+            raise LinkFailedError(f"{exc} The password was a token of {self._tokens.url}.", exc.kind) from exc
+        return link, token
+
+    async def _stay(self, link: Link, token: "Token | None") -> None:
         state, greeting = self.state, link.greeting
         if not greeting.session_present:
             self._dispatch.session_is_new()
@@ -419,15 +483,75 @@ class MqttClient:
         feeds = list(self._dispatch.feeds.values())  # now: those that are added from here on subscribe by themselves
         restoring = asyncio.create_task(self._restore(link, feeds), name="mqtt.restore_subscriptions")
         try:
-            await asyncio.wait([link.ended])  # awaiting it would cancel it with us, and a link that ended is not closed
+            if await self._is_to_be_left(link, token):
+                await self._leave_for_new_login(link)
+                return
         finally:
             restoring.cancel()
         ending = link.ended.result()
+        state.errors += 1
         state.last_error = f"The connection to {state.broker} was lost: {ending.cause}."
         logger.warning("%s", state.last_error)
         self._notice("connection_lost", broker=state.broker, reason=ending.cause)
+        self._begin_gap(ending.cause, ending.deaf_since)
+
+    def _begin_gap(self, cause: str, start: float | None = None) -> None:
         if not any(gap.end is None and gap.topic_filter is None for gap in self.inbox.gaps):
-            self.inbox.begin_gap(ending.cause, ending.deaf_since)
+            self.inbox.begin_gap(cause, start)
+
+    # A new login in time.
+
+    async def _is_to_be_left(self, link: Link, token: "Token | None") -> bool:
+        """Wait until a connection has ended, or until there is a new token for the next one; say whether it is that."""
+        if self._tokens is None or token is None:
+            await asyncio.wait([link.ended])  # awaiting it would cancel it with us, and a link that ended is not closed
+            return False
+        renewing = asyncio.create_task(self._renew_token(self._tokens, token), name="mqtt.renew_token")
+        ways_out: list[asyncio.Future[Any]] = [link.ended, renewing]
+        try:
+            await asyncio.wait(ways_out, return_when=asyncio.FIRST_COMPLETED)
+            if not link.ended.done():
+                renewing.result()
+                self._link = None  # calls that come now wait for the next connection
+                self._first_attempt_over.clear()
+                await self._calls_over(link)
+        finally:
+            renewing.cancel()
+            await asyncio.wait([renewing])
+        return not link.ended.done()
+
+    async def _renew_token(self, tokens: "TokenSource", token: "Token") -> None:
+        """Return when there is a new token in place of `token`, which is good until then, or as the broker sees it."""
+        await asyncio.sleep(token.due_in_s)
+        failures = 0
+        while True:
+            self._renewed.clear()
+            try:
+                await tokens.fetch()
+            except LinkFailedError as exc:
+                self._tell("login_renewal_failed", exc)
+                failures += 1
+                await self._pause(_back_off_s(exc, failures))
+            else:
+                return
+
+    async def _calls_over(self, link: Link) -> None:
+        """Let calls under way end, but not for long."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CALM_S):
+                while self._calls and not link.ended.done():
+                    self._calm.clear()
+                    await self._calm.wait()
+
+    async def _leave_for_new_login(self, link: Link) -> None:
+        """End a connection that is well, and not its session; the next one is made at once."""
+        logger.info("%s at %s: connecting again", LOGIN_RENEWED, self.state.broker)
+        self._notice("login_renewed", broker=self.state.broker)
+        self._begin_gap(LOGIN_RENEWED)
+        self._at_once = True
+        await link.close(keep_session=True)
+
+    # Subscriptions after a reconnect.
 
     async def _restore(self, link: Link, feeds: list[Feed]) -> None:
         """Subscribe again to everything, and end the gaps where that worked."""
@@ -477,6 +601,20 @@ class MqttClient:
     def _lose(self, count: int) -> None:
         logger.warning("%d messages came faster than they could be taken over and are lost", count)
         self.inbox.lose(count, "they came faster than they could be taken over")
+
+
+def _token_source(config: BrokerConfig) -> "TokenSource | None":
+    if config.oauth is None:
+        return None
+    from mqtt_oauth import TokenSource  # noqa: PLC0415 - only these settings need it
+
+    return TokenSource(config.oauth)
+
+
+def _back_off_s(failure: LinkFailedError | None, failures: int) -> float:
+    first_s, longest_s = _LOGIN_BACK_OFF_S if failure is not None and failure.kind == "login" else _BACK_OFF_S
+    wait_s: float = min(longest_s, first_s * 2 ** min(failures, 10))
+    return wait_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter
 
 
 def _twin(client_id: str) -> str:

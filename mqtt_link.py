@@ -194,10 +194,10 @@ class Link:
         else:
             self._in_flight = asyncio.Semaphore(_IN_FLIGHT_3_1_1)
 
-    async def close(self) -> None:
-        """Say DISCONNECT, which ends the session at the broker too, and wait for the end, but not for long."""
+    async def close(self, *, keep_session: bool = False) -> None:
+        """Say DISCONNECT, which ends the session at the broker unless it is kept, and wait a moment for the end."""
         properties = None
-        if self.protocol == "5":
+        if self.protocol == "5" and not keep_session:
             properties = Properties(PacketTypes.DISCONNECT)
             properties.SessionExpiryInterval = 0
         self._abandon(properties)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from config import AccessMode, Rules
+from config import ACCESS_MODES, AccessMode, Rules
 from errors import PolicyRefusedError
 from topics import TopicFilter, shown
 
@@ -61,8 +61,8 @@ TOOLS: Final[Mapping[str, ToolRule]] = {
 }
 """Every tool; `run_<name>` stands for those that actions have."""
 
-_MODES: Final[tuple[AccessMode, ...]] = ("read", "write", "admin")
 _COMMANDS: Final = "$SYS/Coreflux/Command"
+_REPLICAS: Final = "coreflux-mcp/replicas/"
 _OWN_TOPICS: Final = "coreflux-mcp/response/"
 """Below it `mqtt_request` hears its answers, each on a topic that nobody else knows."""
 
@@ -78,7 +78,7 @@ def rule_of(tool: str) -> ToolRule:
 
 def exists_in(tool: str, mode: AccessMode) -> bool:
     """Say whether a tool exists in an access mode."""
-    return _MODES.index(rule_of(tool).access) <= _MODES.index(mode)
+    return ACCESS_MODES.index(rule_of(tool).access) <= ACCESS_MODES.index(mode)
 
 
 class Verdict(NamedTuple):
@@ -114,6 +114,8 @@ class Policy:
                 allowed=False,
                 reason=f"Commands are not published to {_COMMANDS} by hand: use the lot_ tools or coreflux_command.",
             )
+        if topic.startswith(_REPLICAS):
+            return Verdict(allowed=False, reason=f"{_REPLICAS}# is for what replicas of this server tell each other.")
         if retain and topic.startswith("$SYS/"):
             return Verdict(allowed=False, reason=f"{shown(topic)}: nothing is retained below $SYS by hand.")
         for denied in self.rules.publish_deny:

@@ -10,6 +10,7 @@ from itertools import zip_longest
 from typing import Final
 
 from errors import InputError
+from sanitizer import shortened
 
 MAX_BYTES: Final = 65_535
 """The longest UTF-8 string MQTT can carry (1.5.4)."""
@@ -39,8 +40,8 @@ def check_topic_name(topic: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Quote `text` for an error message: printable and not too long."""
-    return repr(text if len(text) <= _SHOWN_CHARS else text[:_SHOWN_CHARS] + "…")
+    """Quote `text` for an error message: printable, not too long, and without secrets that a cut would disguise."""
+    return repr(text if len(text) <= _SHOWN_CHARS else shortened(text, _SHOWN_CHARS))
 
 
 _SHOWN_CHARS = 120

@@ -17,6 +17,7 @@ from simulator.limits import LIMITS, Limits
 from simulator.messages import Message
 from simulator.packets import NO_PROPERTIES, Properties, Publish
 from simulator.routing import is_topic_name
+from simulator.tokens import Tokens
 from simulator.users import User
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Broker:
         port: Where to listen; 0 takes a free port.
         host: A loopback address; anything else is refused.
         users: Who may log in, by name; None lets everyone in.
+        tokens: What a password has to be signed with: it is a JWT then, and a connection ends when its token expires.
         tls: Makes it speak TLS.
         limits: What it holds at most.
         copy_per_subscription: Whether a client whose subscriptions overlap gets a message once for each of them, or
@@ -62,6 +64,7 @@ class Broker:
         host: str = "127.0.0.1",
         *,
         users: Mapping[str, User] | None = None,
+        tokens: Tokens | None = None,
         tls: ssl.SSLContext | None = None,
         limits: Limits = LIMITS,
         copy_per_subscription: bool = False,
@@ -74,6 +77,7 @@ class Broker:
         self.on_publish: list[Callable[[Message], bool]] = []
         """Each sees every message that a client may publish; when it returns True the message goes no further."""
         self._users = users if personality is None else personality.users
+        self._tokens = tokens
         self._personality = personality
         self._tls = tls
         self._limits = limits
@@ -87,6 +91,7 @@ class Broker:
             self._users,
             self._limits,
             self.on_publish,
+            tokens=self._tokens,
             copy_per_subscription=self._copy_per_subscription,
             unflagged=None if self._personality is None else self._personality.unflagged,
         )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from simulator.connections import Connection
@@ -32,6 +33,7 @@ from simulator.packets import (
 from simulator.retained import Retained
 from simulator.routing import Subscription, SubscriptionTree, covers, is_topic_filter, is_topic_name, split_share
 from simulator.sessions import Delivery, Session
+from simulator.tokens import Tokens
 from simulator.users import ANYONE, User
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class Exchange:
 
     Args:
         users: Who may log in, by name; None lets everyone in.
+        tokens: What makes a password good in place of `users`; None when it is no token.
         limits: What is held at most.
         copy_per_subscription: Whether a client whose subscriptions overlap gets a message once for each of them,
             or once with all their identifiers.
@@ -63,10 +66,12 @@ class Exchange:
         limits: Limits,
         hooks: list[Hook],
         *,
+        tokens: Tokens | None = None,
         copy_per_subscription: bool,
         unflagged: str | None = None,
     ) -> None:
         self._users = users
+        self._tokens = tokens
         self._limits = limits
         self._hooks = hooks
         self._copy_per_subscription = copy_per_subscription
@@ -75,6 +80,7 @@ class Exchange:
         self._sockets: dict[Connection, asyncio.Future[None]] = {}
         self._sessions: dict[str, Session] = {}
         self._attached: dict[Connection, Session] = {}
+        self._expiries: dict[Connection, asyncio.TimerHandle] = {}
         self._subscriptions: SubscriptionTree[Session] = SubscriptionTree()
         self._retained = Retained(limits)
 
@@ -140,6 +146,8 @@ class Exchange:
 
     def lost(self, connection: Connection) -> None:
         """Let the will and the expiry of the session take their course."""
+        if (expiry := self._expiries.pop(connection, None)) is not None:
+            expiry.cancel()
         session = self._attached.pop(connection, None)
         if session is None:
             return
@@ -162,7 +170,7 @@ class Exchange:
 
     def _connect(self, connection: Connection, packet: Connect) -> None:
         connection.max_packet_bytes = packet.properties.maximum_packet_size
-        user = self._log_in(packet)
+        user = self._log_in(connection, packet)
         if packet.will is not None and not is_topic_name(packet.will.topic):
             raise PacketError(Reason.MALFORMED_PACKET, "the topic of the will is no topic name")
         client_id = packet.client_id or self._new_client_id(packet)
@@ -184,9 +192,15 @@ class Exchange:
         connection.send(encode_connack(packet.level, Reason.SUCCESS, properties, session_present=present))
         session.attach(connection, packet.properties.receive_maximum or DEFAULT_RECEIVE_MAXIMUM)
 
-    def _log_in(self, packet: Connect) -> User:
+    def _log_in(self, connection: Connection, packet: Connect) -> User:
         if packet.properties.authentication_method is not None:
             raise PacketError(Reason.BAD_AUTHENTICATION_METHOD, "no authentication method is known here")
+        if self._tokens is not None:
+            left_s = self._tokens.check(packet.password or b"") - time.time()
+            self._expiries[connection] = self._loop.call_later(
+                left_s, connection.close, Reason.MAXIMUM_CONNECT_TIME, "the token has expired"
+            )
+            return ANYONE
         if self._users is None:
             return ANYONE
         user = self._users.get(packet.username or "")

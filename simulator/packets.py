@@ -54,6 +54,7 @@ class Reason(IntEnum):
     TOPIC_ALIAS_INVALID = 0x94
     PACKET_TOO_LARGE = 0x95
     QUOTA_EXCEEDED = 0x97
+    MAXIMUM_CONNECT_TIME = 0xA0
 
 
 # What MQTT 3.1.1 can say in a CONNACK (its table 3.1); for any other reason it closes without a word.

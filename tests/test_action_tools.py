@@ -28,6 +28,8 @@ from tests.test_coreflux import BEAT, connected
 from tests.test_lot_tools import SPREAD
 from tests.wire import until
 from tools.actions import MOST_TOOLS, ActionTools, Run
+from tools.changes import ToolListChanges
+from tools.confirm import OnceHere
 from tools.expose import Exposer
 from tools.gate import Gate
 from tools.lot import Ran
@@ -53,8 +55,8 @@ def fake() -> FakeBroker:
 
 
 def offered_by(broker: FakeBroker, run: Run) -> ActionTools:
-    gate = Gate(ON, "mqtt://fake", Limits(ON.rules), Audit(ON.audit))
-    return ActionTools(Coreflux(broker), run, Exposer(gate, "admin"))
+    gate = Gate(ON, "mqtt://fake", Limits(ON.rules), Audit(ON.audit), OnceHere())
+    return ActionTools(Coreflux(broker), run, Exposer(gate, "admin"), ToolListChanges())
 
 
 @asynccontextmanager

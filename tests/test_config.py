@@ -1,7 +1,9 @@
 """The settings: what is accepted and what is refused, with the neighbour on the other side of each boundary."""
 
 import dataclasses
+import hashlib
 import inspect
+import ipaddress
 import operator
 import os
 import re
@@ -17,11 +19,29 @@ from pydantic import SecretStr
 
 import config
 import sanitizer
-from config import FROM_FILE, KIB, MIB, SECRETS, SETTINGS, Bounds, BrokerConfig, Config, Logs, TLSConfig
+from config import (
+    FROM_FILE,
+    KIB,
+    MIB,
+    SECRETS,
+    SETTINGS,
+    Bounds,
+    BrokerConfig,
+    Config,
+    HTTPClient,
+    HTTPConfig,
+    Logs,
+    OAuthConfig,
+    TLSConfig,
+)
 from errors import ConfigError
 from topics import TopicFilter
 
-SECRET = f"hush-{secrets.token_hex(8)}"
+SECRET = f"hush-{secrets.token_hex(16)}"
+"""Good for any of them: the longest that one has to be is 32 characters."""
+LOGIN = {"MQTT_OAUTH_TOKEN_URL": "https://login.example/token", "MQTT_OAUTH_CLIENT_ID": "plant"}
+COMPANIONS = {"MQTT_OAUTH_CLIENT_SECRET": LOGIN}
+"""What a secret is not set without."""
 KEY_PEM = "-----BEGIN {} KEY-----\n".format("PRIVATE")
 ENCRYPTED_KEY_PEM = "-----BEGIN {} KEY-----\n".format("ENCRYPTED PRIVATE")
 CERT_PEM = "-----BEGIN CERTIFICATE-----\n"
@@ -165,6 +185,40 @@ def test_a_client_id_is_random_unless_it_is_set() -> None:
         ("LOG_FORMAT", "JSON", "logs.format", "json"),
         ("LOG_FILE", "bridge.log", "logs.file", Path("bridge.log")),
         ("LOG_FILE", "~/bridge.log", "logs.file", Path.home() / "bridge.log"),
+        ("MCP_TRANSPORT", "HTTP", "transport", "http"),
+        ("MCP_TRANSPORT", "stdio", "transport", "stdio"),
+        ("MCP_HOST", "*", "http.host", "0.0.0.0"),  # noqa: S104
+        ("MCP_HOST", "::", "http.host", "::"),
+        ("MCP_HOST", "[::1]", "http.host", "::1"),
+        ("MCP_HOST", "plant-7.example", "http.host", "plant-7.example"),
+        ("MCP_PORT", "0", "http.port", 0),
+        ("MCP_PORT", "65535", "http.port", 65_535),
+        ("MCP_UNIX_SOCKET", "~/mcp.sock", "http.unix_socket", Path.home() / "mcp.sock"),
+        ("MCP_ALLOWED_ORIGINS", "https://App.Example.com/", "http.allowed_origins", ("https://app.example.com",)),
+        ("MCP_ALLOWED_ORIGINS", "https://a:443, http://a:80,", "http.allowed_origins", ("https://a", "http://a")),
+        ("MCP_ALLOWED_ORIGINS", "https://a:80,http://a:443", "http.allowed_origins", ("https://a:80", "http://a:443")),
+        ("MCP_ALLOWED_ORIGINS", "http://[::1]:8080", "http.allowed_origins", ("http://[::1]:8080",)),
+        ("MCP_ALLOWED_HOSTS", "Plant.Example, a:*, a:65535", "http.allowed_hosts", ("plant.example", "a:*", "a:65535")),
+        ("MCP_ALLOWED_HOSTS", "[::1]:8765,[::1]", "http.allowed_hosts", ("[::1]:8765", "[::1]")),
+        ("MCP_TRUSTED_PROXIES", "unix", "http.trusted_proxies", (None,)),
+        (
+            "MCP_TRUSTED_PROXIES",
+            "10.0.0.0/8, 192.0.2.7,2001:db8::/32",
+            "http.trusted_proxies",
+            tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32"))),
+        ),
+        ("MCP_RATE_LIMIT_PER_MINUTE", "1", "http.rate_limit_per_minute", 1),
+        ("MCP_RATE_LIMIT_PER_MINUTE", "1000000", "http.rate_limit_per_minute", 1_000_000),
+        ("MCP_CLIENT_RATE_LIMIT_PER_MINUTE", "1", "http.client_rate_limit_per_minute", 1),
+        ("MCP_CLIENT_RATE_LIMIT_PER_MINUTE", "10000000", "http.client_rate_limit_per_minute", 10_000_000),
+        ("METRICS_PORT", "9100", "metrics", ("127.0.0.1", 9100)),
+        ("METRICS_PORT", "0", "metrics", ("127.0.0.1", 0)),
+        ("METRICS_PORT", "65535", "metrics", ("127.0.0.1", 65_535)),
+        ("METRICS_PORT", "127.0.0.1:9100", "metrics", ("127.0.0.1", 9100)),
+        ("METRICS_PORT", "0.0.0.0:9100", "metrics", ("0.0.0.0", 9100)),  # noqa: S104
+        ("METRICS_PORT", "*:9100", "metrics", ("0.0.0.0", 9100)),  # noqa: S104
+        ("METRICS_PORT", "[::1]:9100", "metrics", ("::1", 9100)),
+        ("METRICS_PORT", "plant:9100", "metrics", ("plant", 9100)),
     ],
 )
 def test_an_accepted_value_arrives(name: str, text: str, where: str, value: object) -> None:
@@ -175,6 +229,11 @@ COPILOT = "expected an https URL without a login, like https://NAME.agents.do-ai
 WHOLE_NUMBER = "expected a whole number from {} to {}."
 SIZE = "expected a size like 4096, 16 KiB or 64MiB, from {} to {}."
 FLAG = "expected true or false, yes or no, on or off, 1 or 0."
+HOST = "expected an IP address or a host name of this machine."
+ORIGINS = "expected origins like https://app.example.com with commas between them."
+HOSTS = "expected host names, with :PORT or without, with commas between them."
+PROXIES = "expected IP addresses or networks like 10.0.0.0/8 with commas between them, or unix."
+METRICS = "expected a port, or HOST:PORT to serve not only this machine."
 
 
 @pytest.mark.parametrize(
@@ -238,6 +297,46 @@ FLAG = "expected true or false, yes or no, on or off, 1 or 0."
         ("LOG_LEVEL", "TRACE", "expected DEBUG, INFO, WARNING, ERROR, CRITICAL or NONE."),
         ("LOG_FORMAT", "xml", "expected text or json."),
         ("LOG_FILE", "~no-such-user-here/log", "expected the path of a file."),
+        ("MCP_TRANSPORT", "sse", "expected stdio or http."),
+        ("MCP_HOST", "bücher.example", HOST),
+        ("MCP_HOST", "plant:8765", HOST),
+        ("MCP_HOST", "http://plant", HOST),
+        ("MCP_HOST", "256.1.1.1", HOST),
+        ("MCP_PORT", "-1", WHOLE_NUMBER.format(0, 65_535)),
+        ("MCP_PORT", "65536", WHOLE_NUMBER.format(0, 65_535)),
+        ("MCP_UNIX_SOCKET", "~no-such-user-here/sock", "expected the path of a socket."),
+        ("MCP_ALLOWED_ORIGINS", "*", f"every page of the web could use the server; name the origins; {ORIGINS}"),
+        (
+            "MCP_ALLOWED_ORIGINS",
+            "https://a,*",
+            f"every page of the web could use the server; name the origins; {ORIGINS}",
+        ),
+        ("MCP_ALLOWED_ORIGINS", "https://a/b", f"an origin has a scheme, a host and no path; {ORIGINS}"),
+        ("MCP_ALLOWED_ORIGINS", "app.example.com", ORIGINS),
+        ("MCP_ALLOWED_ORIGINS", "ftp://a", ORIGINS),
+        ("MCP_ALLOWED_ORIGINS", "null", ORIGINS),
+        ("MCP_ALLOWED_ORIGINS", "https://*.example.com", ORIGINS),
+        ("MCP_ALLOWED_ORIGINS", "https://me@a", ORIGINS),
+        ("MCP_ALLOWED_HOSTS", "a:65536", f"there is no such port; {HOSTS}"),
+        ("MCP_ALLOWED_HOSTS", "a:x", f"there is no such port; {HOSTS}"),
+        ("MCP_ALLOWED_HOSTS", "*", HOSTS),
+        ("MCP_ALLOWED_HOSTS", "a b", HOSTS),
+        ("MCP_ALLOWED_HOSTS", "https://a", HOSTS),
+        ("MCP_TRUSTED_PROXIES", "10.0.0.1/8", f"one of them is no IP address and no network; {PROXIES}"),  # host bits
+        ("MCP_TRUSTED_PROXIES", "10.0.0.0/33", PROXIES),
+        ("MCP_TRUSTED_PROXIES", "proxy.example", PROXIES),
+        ("MCP_TRUSTED_PROXIES", "Unix", PROXIES),
+        ("MCP_TRUSTED_PROXIES", "*", PROXIES),
+        ("MCP_RATE_LIMIT_PER_MINUTE", "0", WHOLE_NUMBER.format(1, 1_000_000)),
+        ("MCP_RATE_LIMIT_PER_MINUTE", "1000001", WHOLE_NUMBER.format(1, 1_000_000)),
+        ("MCP_CLIENT_RATE_LIMIT_PER_MINUTE", "0", WHOLE_NUMBER.format(1, 10_000_000)),
+        ("MCP_CLIENT_RATE_LIMIT_PER_MINUTE", "10000001", WHOLE_NUMBER.format(1, 10_000_000)),
+        ("METRICS_PORT", "65536", f"there is no such port; {METRICS}"),
+        ("METRICS_PORT", "-1", METRICS),
+        ("METRICS_PORT", "yes", METRICS),
+        ("METRICS_PORT", "127.0.0.1:", METRICS),
+        ("METRICS_PORT", "127.0.0.1:²", METRICS),
+        ("METRICS_PORT", "a b:9100", METRICS),
     ],
 )
 def test_a_refused_value_is_told_with_its_name_and_what_is_accepted(name: str, text: str, said: str) -> None:
@@ -533,7 +632,7 @@ def test_a_setting_may_repeat_the_address_but_not_contradict_it(
 
 @pytest.mark.parametrize("name", SECRETS)
 def test_no_secret_is_shown_by_printing_the_settings(name: str) -> None:
-    settings = read(**{name: SECRET, "MQTT_USE_TLS": "true"})
+    settings = read(**{name: SECRET, "MQTT_USE_TLS": "true"} | COMPANIONS.get(name, {}))
 
     assert known() == {SECRET}
     assert SECRET not in repr(settings)
@@ -542,7 +641,7 @@ def test_no_secret_is_shown_by_printing_the_settings(name: str) -> None:
 @pytest.mark.parametrize("name", SECRETS)
 @pytest.mark.parametrize("text", ["\udcff{}", "{}" + "x" * 65_536])
 def test_a_refused_secret_is_not_shown(name: str, text: str) -> None:
-    (line,) = problems({name: text.format(SECRET)})
+    (line,) = problems({name: text.format(SECRET)} | COMPANIONS.get(name, {}))
 
     assert line.startswith(f"{name} (not shown): ")
     assert SECRET not in line
@@ -585,7 +684,7 @@ def test_a_secret_file_is_taken_as_it_is_but_for_its_last_line_break(tmp_path: P
 def test_each_secret_and_the_user_can_come_from_a_file(tmp_path: Path, name: str) -> None:
     file = private(tmp_path / "value", SECRET)
 
-    settings = read(**{f"{name}_FILE": file, "MQTT_USE_TLS": "true"})
+    settings = read(**{f"{name}_FILE": file, "MQTT_USE_TLS": "true"} | COMPANIONS.get(name, {}))
 
     assert SECRET in {*known(), settings.broker.user}
 
@@ -635,8 +734,8 @@ def test_a_value_and_a_file_for_it_in_one_place_contradict_each_other(tmp_path: 
     env_file = private(tmp_path / ".env", f"{name}=here\n{name}_FILE={file}\n")
     said = [f"{name} and {name}_FILE are both set: keep one of them."]
 
-    assert problems({name: "here", f"{name}_FILE": file}) == said
-    assert problems({}, Path(env_file)) == said
+    assert problems({name: "here", f"{name}_FILE": file} | COMPANIONS.get(name, {})) == said
+    assert problems(COMPANIONS.get(name, {}), Path(env_file)) == said
 
 
 @pytest.mark.parametrize(
@@ -870,6 +969,386 @@ def test_a_client_certificate_and_its_key_belong_together(
         assert line.startswith(said.format(cert=chosen.get("MQTT_CLIENT_CERT"), key=chosen.get("MQTT_CLIENT_KEY")))
 
 
+# MCP over HTTP
+
+TOKEN = f"cfx_{secrets.token_hex(16)}"
+SHA_256 = hashlib.sha256(TOKEN.encode()).hexdigest()
+OTHER_SHA_256 = hashlib.sha256(b"other").hexdigest()
+
+ALL_OF_THIS_MACHINE = "Every program on this machine may use the server: set MCP_TOKEN."
+TRAVELS = "Tokens travel unencrypted: set MCP_TLS_CERT and MCP_TLS_KEY, unless a proxy in front does TLS."
+
+
+def served(**variables: str) -> Config:
+    return read(MCP_TRANSPORT="http", **variables)
+
+
+def test_nothing_set_is_served_to_this_machine_only() -> None:
+    assert served().http == HTTPConfig() == HTTPConfig(host="127.0.0.1", port=8765)
+    assert served().warnings == (ALL_OF_THIS_MACHINE,)
+
+
+def test_a_token_has_at_least_32_characters() -> None:
+    assert read(MCP_TOKEN="t" * 32, MCP_TRANSPORT="http").warnings == ()
+    assert problems({"MCP_TOKEN": "t" * 31}) == [
+        "MCP_TOKEN (not shown): it is too short; expected at least 32 characters, in ASCII and without blanks."
+    ]
+    for bad in ("t" * 32 + " ", "ü" * 32, "t" * 4097):
+        (line,) = problems({"MCP_TOKEN": bad})
+        assert line.startswith("MCP_TOKEN (not shown): it cannot be sent in a header; ")
+
+
+@pytest.mark.parametrize("mode", ["read", "write", "admin"])
+def test_the_holder_of_the_only_token_has_the_access_mode(mode: str) -> None:
+    http = served(MCP_TOKEN=TOKEN, ACCESS_MODE=mode).http
+
+    assert http.clients == (HTTPClient("MCP_TOKEN", mode, bytes.fromhex(SHA_256)),)  # type: ignore[arg-type] # one of them
+    assert not http.several
+    assert known() == {TOKEN}
+
+
+def test_the_file_of_tokens_names_its_clients(tmp_path: Path) -> None:
+    file = private(
+        tmp_path / "tokens",
+        f"# who may come in\r\n\n  laptop\tread  {SHA_256}  \n\t# another\nci.Bot_7-x admin {OTHER_SHA_256.upper()}",
+    )
+
+    settings = served(MCP_TOKENS_FILE=file)
+
+    assert settings.http.clients == (
+        HTTPClient("laptop", "read", bytes.fromhex(SHA_256)),
+        HTTPClient("ci.Bot_7-x", "admin", bytes.fromhex(OTHER_SHA_256)),
+    )
+    assert settings.http.several
+    assert settings.files["MCP_TOKENS_FILE"] == Path(file)
+    assert settings.warnings == ()
+
+
+NO_CLIENT = "is not a name, an access mode and the SHA-256 of a token"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "there is no line with a client in it, so nobody could come in"),
+        ("# laptop\n\n", "there is no line with a client in it, so nobody could come in"),
+        ("hunter2 {sha}\n", f"line 1 {NO_CLIENT}"),
+        ("\n# x\nlaptop write {sha}\nhunter2\n", f"line 4 {NO_CLIENT}"),
+        ("laptop root {sha}", f"line 1 {NO_CLIENT}"),
+        ("laptop Read {sha}", f"line 1 {NO_CLIENT}"),
+        ("laptop read {cut}", f"line 1 {NO_CLIENT}"),
+        ("laptop read {sha}0", f"line 1 {NO_CLIENT}"),
+        ("laptop read {sha} hunter2", f"line 1 {NO_CLIENT}"),
+        ("lap/top read {sha}", f"line 1 {NO_CLIENT}"),
+        ("n" * 65 + " read {sha}", f"line 1 {NO_CLIENT}"),
+        ("laptop read hunter2-in-the-place-of-its-digest", f"line 1 {NO_CLIENT}"),
+        (
+            "laptop read {sha}\nlaptop write {other}\n",
+            "line 2 has the name or the token of an earlier one",
+        ),
+        (
+            "laptop read {sha}\n\nphone read {upper}\n",
+            "line 3 has the name or the token of an earlier one",
+        ),
+    ],
+)
+def test_a_line_that_is_no_client_is_told_by_its_number_and_not_shown(tmp_path: Path, content: str, said: str) -> None:
+    file = private(
+        tmp_path / "tokens",
+        content.format(sha=SHA_256, cut=SHA_256[1:], upper=SHA_256.upper(), other=OTHER_SHA_256),
+    )
+
+    (line,) = problems({"MCP_TOKENS_FILE": file})
+    assert line == (
+        f"MCP_TOKENS_FILE={file!r}: {said}; "
+        "expected a file with a line for each client: NAME read|write|admin SHA-256-OF-ITS-TOKEN."
+    )
+
+
+def test_the_longest_name_of_a_client_has_64_characters(tmp_path: Path) -> None:
+    file = private(tmp_path / "tokens", f"{'n' * 64} read {SHA_256}")
+
+    assert served(MCP_TOKENS_FILE=file).http.clients[0].name == "n" * 64
+
+
+def test_a_file_of_tokens_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing")
+
+    (line,) = problems({"MCP_TRANSPORT": "http", "MCP_HOST": "*", "MCP_TOKENS_FILE": missing})
+    assert line.startswith(f"MCP_TOKENS_FILE={missing!r}: No such file or directory; ")
+    assert "Is a directory" in problems({"MCP_TOKENS_FILE": str(tmp_path)})[0]
+
+
+@posix
+@pytest.mark.parametrize(
+    ("mode", "exposed"), [(0o600, False), (0o644, False), (0o620, True), (0o602, True), (0o666, True)]
+)
+def test_a_file_of_tokens_that_others_can_write_is_told(tmp_path: Path, mode: int, *, exposed: bool) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"laptop read {SHA_256}\n")
+    file.chmod(mode)
+    said = [f"MCP_TOKENS_FILE={str(file)!r} can be written by others: run chmod 600 on it."] if exposed else []
+    chosen = {"MCP_TRANSPORT": "http", "MCP_TOKENS_FILE": str(file)}
+
+    assert read(**chosen).warnings == tuple(said)
+    if exposed:
+        assert problems(chosen | {"STRICT_PERMISSIONS": "true"}) == said
+
+
+def test_one_token_and_a_file_of_them_contradict_each_other(tmp_path: Path) -> None:
+    file = private(tmp_path / "tokens", f"laptop read {SHA_256}")
+    token_file = private(tmp_path / "token", TOKEN)
+    said = ["MCP_TOKEN and MCP_TOKENS_FILE are both set: keep one of them."]
+
+    assert problems({"MCP_TOKENS_FILE": file, "MCP_TOKEN": TOKEN}) == said
+    assert problems({"MCP_TOKENS_FILE": file, "MCP_TOKEN_FILE": token_file}) == said
+
+
+@pytest.mark.parametrize(
+    ("mode", "above"), [("read", ["write", "admin"]), ("write", ["admin"]), ("admin", []), (None, [])]
+)
+def test_no_client_may_do_more_than_the_access_mode_where_that_is_set(
+    tmp_path: Path, mode: str | None, above: list[str]
+) -> None:
+    lines = [f"{each}er {each} {hashlib.sha256(each.encode()).hexdigest()}\n" for each in ("read", "write", "admin")]
+    chosen = {"MCP_TOKENS_FILE": private(tmp_path / "tokens", "".join(lines))} | ({"ACCESS_MODE": mode} if mode else {})
+
+    said = [
+        (
+            f"ACCESS_MODE={mode} and the access mode {each} of {each}er in MCP_TOKENS_FILE contradict each other: "
+            "change one."
+        )
+        for each in above
+    ]
+    if said:
+        assert problems(chosen) == said
+    else:
+        assert [client.access for client in read(**chosen).http.clients] == ["read", "write", "admin"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "[::1]", "localhost", "LocalHost."])
+def test_on_loopback_no_token_is_a_warning(host: str) -> None:
+    assert served(MCP_HOST=host).warnings == (ALL_OF_THIS_MACHINE,)
+    assert served(MCP_HOST=host, MCP_TOKEN=TOKEN).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("0.0.0.0", "0.0.0.0"), ("*", "0.0.0.0"), ("::", "::"), ("192.0.2.7", "192.0.2.7"), ("plant", "plant")],  # noqa: S104
+)
+def test_beyond_loopback_a_token_is_needed_and_tls_advised(tmp_path: Path, host: str, shown: str) -> None:
+    files = {
+        "MCP_TLS_CERT": private(tmp_path / "cert.pem", CERT_PEM),
+        "MCP_TLS_KEY": private(tmp_path / "key.pem", KEY_PEM),
+    }
+
+    assert problems({"MCP_TRANSPORT": "http", "MCP_HOST": host, **files}) == [
+        f"MCP_HOST={shown!r} lets others in than this machine: set MCP_TOKEN or MCP_TOKENS_FILE."
+    ]
+    assert served(MCP_HOST=host, MCP_TOKEN=TOKEN).warnings == (TRAVELS,)
+    assert served(MCP_HOST=host, MCP_TOKEN=TOKEN, **files).warnings == ()
+
+
+def test_a_token_that_cannot_be_used_is_not_asked_for_once_more() -> None:
+    (line,) = problems({"MCP_TRANSPORT": "http", "MCP_HOST": "*", "MCP_TOKEN": "short"})
+
+    assert line.startswith("MCP_TOKEN (not shown): it is too short; ")
+
+
+def test_a_unix_socket_needs_no_token_and_takes_the_place_of_host_and_port() -> None:
+    assert served(MCP_UNIX_SOCKET="mcp.sock").warnings == ()
+    assert served(MCP_UNIX_SOCKET="mcp.sock", MCP_HOST="*", MCP_PORT="1").warnings == (
+        "MCP_HOST has no effect with MCP_UNIX_SOCKET.",
+        "MCP_PORT has no effect with MCP_UNIX_SOCKET.",
+    )
+
+
+@pytest.mark.parametrize(
+    ("cert", "key", "said"),
+    [
+        (CERT_PEM, KEY_PEM, None),
+        (CERT_PEM, None, "MCP_TLS_CERT is set without MCP_TLS_KEY: set both."),
+        (None, KEY_PEM, "MCP_TLS_KEY is set without MCP_TLS_CERT: set both."),
+        (CERT_PEM, CERT_PEM, "MCP_TLS_KEY={key!r}: expected a private key that is not encrypted."),
+        (CERT_PEM, ENCRYPTED_KEY_PEM, "MCP_TLS_KEY={key!r}: expected a private key that is not encrypted."),
+    ],
+)
+def test_a_certificate_and_its_key_belong_together(
+    tmp_path: Path, cert: str | None, key: str | None, said: str | None
+) -> None:
+    chosen = {"MCP_TRANSPORT": "http", "MCP_TOKEN": TOKEN}
+    if cert:
+        chosen["MCP_TLS_CERT"] = private(tmp_path / "cert.pem", cert)
+    if key:
+        chosen["MCP_TLS_KEY"] = private(tmp_path / "key.pem", key)
+
+    if said is None:
+        settings = read(**chosen)
+        assert (settings.http.tls_cert, settings.http.tls_key) == (tmp_path / "cert.pem", tmp_path / "key.pem")
+        assert settings.files["MCP_TLS_CERT"] == tmp_path / "cert.pem"
+        assert settings.files["MCP_TLS_KEY"] == tmp_path / "key.pem"
+        assert settings.warnings == ()
+    else:
+        assert problems(chosen) == [said.format(key=chosen.get("MCP_TLS_KEY"))]
+
+
+@pytest.mark.parametrize("name", ["MCP_TLS_CERT", "MCP_TLS_KEY"])
+def test_a_pem_file_of_http_that_cannot_be_read_stops_the_start(tmp_path: Path, name: str) -> None:
+    missing = str(tmp_path / "missing.pem")
+    both = {
+        "MCP_TLS_CERT": private(tmp_path / "cert.pem", CERT_PEM),
+        "MCP_TLS_KEY": private(tmp_path / "key.pem", KEY_PEM),
+    }
+
+    assert problems({"MCP_TRANSPORT": "http", "MCP_TOKEN": TOKEN, **both, name: missing}) == [
+        f"{name}={missing!r}: No such file or directory; expected the path of a readable PEM file."
+    ]
+
+
+@posix
+def test_a_key_of_http_that_others_can_read_is_told(tmp_path: Path) -> None:
+    cert, key = private(tmp_path / "cert.pem", CERT_PEM), tmp_path / "key.pem"
+    key.write_text(KEY_PEM)
+    key.chmod(0o640)
+    said = f"MCP_TLS_KEY={str(key)!r} can be read by others (mode 640): run chmod 600 on it."
+    chosen = {"MCP_TRANSPORT": "http", "MCP_TOKEN": TOKEN, "MCP_TLS_CERT": cert, "MCP_TLS_KEY": str(key)}
+
+    assert read(**chosen).warnings == (said,)
+    assert problems(chosen | {"STRICT_PERMISSIONS": "true"}) == [said]
+
+
+# What has no effect over stdio: a value of each that is not its default.
+ONLY_OVER_HTTP = {
+    "MCP_HOST": "localhost",
+    "MCP_PORT": "8766",
+    "MCP_UNIX_SOCKET": "mcp.sock",
+    "MCP_TOKEN": TOKEN,
+    "MCP_ALLOWED_ORIGINS": "https://a",
+    "MCP_ALLOWED_HOSTS": "a",
+    "MCP_TRUSTED_PROXIES": "unix",
+    "MCP_RATE_LIMIT_PER_MINUTE": "31",
+    "MCP_CLIENT_RATE_LIMIT_PER_MINUTE": "601",
+}
+
+
+@pytest.mark.parametrize("name", ONLY_OVER_HTTP)
+def test_what_is_set_for_http_has_no_effect_over_stdio(name: str) -> None:
+    said = f"{name} has no effect without MCP_TRANSPORT=http."
+
+    assert read(**{name: ONLY_OVER_HTTP[name]}).warnings == (said,)
+    assert said not in served(**{name: ONLY_OVER_HTTP[name]}).warnings
+
+
+def test_files_that_are_set_for_http_have_no_effect_over_stdio(tmp_path: Path) -> None:
+    files = {
+        "MCP_TLS_CERT": private(tmp_path / "cert.pem", CERT_PEM),
+        "MCP_TLS_KEY": private(tmp_path / "key.pem", KEY_PEM),
+        "MCP_TOKENS_FILE": private(tmp_path / "tokens", f"laptop read {SHA_256}"),
+    }
+
+    assert read(**files).warnings == tuple(f"{name} has no effect without MCP_TRANSPORT=http." for name in files)
+    assert {*ONLY_OVER_HTTP, *files, "MCP_TRANSPORT"} == {name for name in SETTINGS if name.startswith("MCP_")}
+
+
+# A login by OAuth 2
+
+
+def test_a_login_by_oauth_arrives() -> None:
+    broker = read(**LOGIN, MQTT_OAUTH_CLIENT_SECRET=SECRET, MQTT_OAUTH_SCOPE=" read write ", MQTT_USER="op").broker
+
+    assert broker.oauth == OAuthConfig(
+        token_url="https://login.example/token",
+        client_id="plant",
+        client_secret=SecretStr(SECRET),
+        scope="read write",
+    )
+    assert (broker.user, broker.password) == ("op", None)
+
+
+def test_a_rotated_client_secret_is_all_that_changes() -> None:
+    old, new = (
+        read(**LOGIN, MQTT_OAUTH_CLIENT_SECRET=secret, MQTT_OAUTH_SCOPE=scope, MQTT_CLIENT_ID="c").broker
+        for secret, scope in (("one", "a"), ("two", "b"))
+    )
+
+    assert old.oauth is not None
+    assert old.with_secrets_of(new) == dataclasses.replace(
+        old, oauth=dataclasses.replace(old.oauth, client_secret=SecretStr("two"))
+    )
+
+
+OAUTH = {**LOGIN, "MQTT_OAUTH_CLIENT_SECRET": SECRET}
+
+
+@pytest.mark.parametrize(
+    ("given_names", "missing"),
+    [
+        (("TOKEN_URL",), "MQTT_OAUTH_CLIENT_ID and MQTT_OAUTH_CLIENT_SECRET"),
+        (("CLIENT_ID",), "MQTT_OAUTH_TOKEN_URL and MQTT_OAUTH_CLIENT_SECRET"),
+        (("CLIENT_SECRET",), "MQTT_OAUTH_TOKEN_URL and MQTT_OAUTH_CLIENT_ID"),
+        (("TOKEN_URL", "CLIENT_ID"), "MQTT_OAUTH_CLIENT_SECRET"),
+        (("TOKEN_URL", "CLIENT_SECRET"), "MQTT_OAUTH_CLIENT_ID"),
+        (("CLIENT_ID", "CLIENT_SECRET"), "MQTT_OAUTH_TOKEN_URL"),
+    ],
+)
+def test_half_a_login_by_oauth_is_refused_with_what_is_missing(given_names: tuple[str, ...], missing: str) -> None:
+    chosen = {f"MQTT_OAUTH_{name}": OAUTH[f"MQTT_OAUTH_{name}"] for name in given_names}
+
+    assert problems(chosen) == [f"A broker login by OAuth 2 also needs {missing}."]
+
+
+def test_a_scope_alone_has_no_effect() -> None:
+    assert read(MQTT_OAUTH_SCOPE="a").warnings == ("MQTT_OAUTH_SCOPE has no effect without MQTT_OAUTH_TOKEN_URL.",)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [{"MQTT_PASSWORD": SECRET}, {"MQTT_BROKER": f"mqtts://me:{SECRET}@broker"}],
+    ids=["set", "in the URL"],
+)
+def test_a_password_beside_a_login_by_oauth_is_refused(password: dict[str, str]) -> None:
+    assert problems(OAUTH | {"MQTT_USER": "me"} | password) == [
+        "MQTT_PASSWORD and MQTT_OAUTH_TOKEN_URL are both set: keep one of them."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("url", "good"),
+    [
+        ("https://login.example/token", True),
+        ("https://login.example:8443/token?tenant=7", True),
+        ("http://localhost:8080/token", True),
+        ("http://127.0.0.1/token", True),
+        ("http://[::1]/token", True),
+        ("http://login.example/token", False),  # the secret would travel in clear
+        ("http://128.0.0.1/token", False),
+        ("https://me:hunter2@login.example/token", False),
+        ("https://login.example/token#hunter2", False),
+        ("login.example/token", False),
+        ("ftp://login.example/token", False),
+    ],
+)
+def test_a_token_url_is_secure_or_on_this_machine(url: str, *, good: bool) -> None:
+    chosen = OAUTH | {"MQTT_OAUTH_TOKEN_URL": url}
+
+    if good:
+        assert read(**chosen).broker.oauth == OAuthConfig(
+            token_url=url, client_id="plant", client_secret=SecretStr(SECRET)
+        )
+    else:
+        (line,) = problems(chosen)
+        assert line.startswith("MQTT_OAUTH_TOKEN_URL")
+        assert line.endswith("expected an https URL without a login.")
+        assert "hunter2" not in line
+
+
+@pytest.mark.parametrize("name", ["MQTT_OAUTH_CLIENT_ID", "MQTT_OAUTH_SCOPE"])
+def test_a_text_for_the_token_service_can_be_seen(name: str) -> None:
+    (line,) = problems(OAUTH | {name: "a\0b"})
+
+    assert line.startswith(f"{name}='a\\x00b': ")
+
+
 # Warnings
 
 UNENCRYPTED = "The broker login travels unencrypted to {}: set MQTT_USE_TLS=true."
@@ -884,6 +1363,9 @@ NO_EFFECT = "{} has no effect without TLS: set MQTT_USE_TLS=true."
         ({"MQTT_BROKER": "128.0.0.1", "MQTT_USER": "u"}, UNENCRYPTED.format("128.0.0.1")),
         ({"MQTT_BROKER": "localhost.example", "MQTT_USER": "u"}, UNENCRYPTED.format("localhost.example")),
         ({"MQTT_BROKER": "broker", "MQTT_PASSWORD": "p", "MQTT_PROTOCOL": "5"}, UNENCRYPTED.format("broker")),
+        ({"MQTT_BROKER": "broker", **OAUTH}, UNENCRYPTED.format("broker")),
+        ({"MQTT_BROKER": "mqtts://broker", **OAUTH}, None),
+        ({"MQTT_PROTOCOL": "3.1.1", **OAUTH}, None),
         ({"MQTT_BROKER": "broker"}, None),
         ({"MQTT_BROKER": "mqtts://u:p@broker"}, None),
         ({"MQTT_BROKER": "localhost", "MQTT_USER": "u"}, None),
@@ -972,6 +1454,13 @@ def test_a_password_without_a_user_is_refused_where_mqtt_forbids_it(tmp_path: Pa
         ("BUFFER_MAX_MESSAGE", "BUFFER_MAX_MESSAGES"),
         ("LOG_LEVL", "LOG_LEVEL"),
         ("RESULT_MAX_BYTE", "RESULT_MAX_BYTES"),
+        ("MCP_AUTH_TOKEN", "MCP_TOKEN"),
+        ("MCP_BIND", "MCP_HOST"),
+        ("MCP_TOKEN_FIL", "MCP_TOKEN_FILE"),
+        ("MCP_ALLOWED_ORIGIN", "MCP_ALLOWED_ORIGINS"),
+        ("METRICS_PRT", "METRICS_PORT"),
+        ("MQTT_OAUTH_CLIENT_SECRT", "MQTT_OAUTH_CLIENT_SECRET"),
+        ("MQTT_OAUTH_TOKEN_URI", "MQTT_OAUTH_TOKEN_URL"),
     ],
 )
 def test_a_misspelling_is_told_with_the_name_meant_and_without_its_value(tmp_path: Path, name: str, meant: str) -> None:
@@ -1001,17 +1490,13 @@ def test_a_misspelling_is_told_with_the_name_meant_and_without_its_value(tmp_pat
         "MCP_TIMEOUT",
         "MCP_DEBUG",
         "PATH",
-        # of later releases, near to names of this one
-        "MCP_TRANSPORT",
-        "MCP_PORT",
-        "MQTT_OAUTH_CLIENT_ID",
-        "MQTT_OAUTH_CLIENT_SECRET",
-        "MQTT_OAUTH_CLIENT_SECRET_FILE",
-        "MQTT_OAUTH_SCOPE",
-        "MQTT_OAUTH_TOKEN_URL",
+        "MCP_SERVERS",
+        "MCP_LOG_LEVEL",
+        "METRICS_PATH",
+        "OAUTH_TOKEN_URL",
     ],
 )
-def test_a_name_of_another_program_or_a_later_release_is_left_alone(name: str) -> None:
+def test_a_name_of_another_program_is_left_alone(name: str) -> None:
     assert read(**{name: "1"}).warnings == ()
 
 
@@ -1020,6 +1505,12 @@ def test_a_file_for_what_is_no_secret_is_told(name: str) -> None:
     assert read(**{f"{name}_FILE": "x"}).warnings == (
         f"{name}_FILE is not read: only {', '.join(FROM_FILE)} can come from a file. Set {name}.",
     )
+
+
+@pytest.mark.parametrize("text", ["${PLANT_PASSWORD}", "${user_config.mqtt_password}"])
+def test_a_placeholder_that_nobody_filled_in_is_told(text: str) -> None:
+    assert any("MQTT_PASSWORD is a placeholder" in each for each in read(MQTT_USER="me", MQTT_PASSWORD=text).warnings)
+    assert read(MQTT_USER="me", MQTT_PASSWORD="a${b}").warnings == ()
 
 
 # The .env file

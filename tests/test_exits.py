@@ -8,15 +8,19 @@ import ast
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import httpx2
 import pytest
 from mcp.client import Client
 from mcp.shared.exceptions import MCPError
@@ -26,7 +30,10 @@ from pydantic import SecretStr
 import sanitizer
 from audit import Audit
 from backups import Backups, Saved
-from config import AuditConfig, Config, CopilotConfig, Fallback, Rules
+from bridge import Bridge
+from config import AuditConfig, Config, CopilotConfig, Fallback, HTTPConfig, Rules
+from http_app import Door, page
+from http_clients import Clients
 from sanitizer import MARKER
 from server import build_server
 from tests.assistant import ALLOWED, ERAS, Era
@@ -34,6 +41,7 @@ from tests.child import COMMAND, Child, settings
 from tests.documentation import ROOT
 from tests.doubles.copilot import CHAT, CopilotDouble, completion, failure, not_json, redirect
 from tests.fake_broker import FakeBroker
+from tests.terminal import Terminal
 
 pytestmark = pytest.mark.anyio
 
@@ -69,17 +77,36 @@ FRAGMENTS = (
 
 WRITERS = {"write", "writelines", "print", "write_text", "write_bytes", "report_progress", "send", "fdopen"}
 
+PRODUCT = [
+    path
+    for folder in (".", "doctor", "onboarding", "tools")
+    for path in (ROOT / folder).glob("*.py")
+    if path.name != "__init__.py"
+]
+
 EXITS = {
     ("copilot_client", "self._client().send"): "test_every_tool",
-    ("client_config", "sys.stdout.write"): "test_the_command_line",
-    ("client_config", "sys.stderr.write"): "test_the_command_line",
+    ("onboarding.client_config", "sys.stdout.write"): "test_the_command_line",
+    ("onboarding.client_config", "sys.stderr.write"): "test_the_command_line",
+    ("onboarding.file_changes", "os.fdopen"): "test_what_setup_shows_and_what_it_writes",
+    ("onboarding.file_changes", "file.write"): "test_what_setup_shows_and_what_it_writes",
+    ("onboarding.dialogue", "self.screen.print"): "test_what_setup_shows_and_what_it_writes",
     ("approvals", "os.fdopen"): "test_what_a_person_is_asked_and_what_is_recorded",
     ("audit", "os.write"): "test_what_a_person_is_asked_and_what_is_recorded",
+    ("doctor.command", "screen.print"): "test_the_command_line",
+    ("doctor.probe", "writer.write"): "test_the_command_line",
     ("oversight", "screen.print"): "test_the_command_line",
     ("oversight", "_screen().print"): "test_the_command_line",
     ("backups", "os.fdopen"): "test_what_is_kept_of_a_deployment",
     ("demo", "console.print"): "test_the_command_line",
     ("demo", "self.console.print"): "test_the_command_line",
+    ("http_app", "self.send"): "test_what_http_answers",
+    ("http_clients", "self._exchange.send"): "test_what_http_answers",
+    ("tokens", "os.fdopen"): "test_a_token_is_written_down_nowhere",
+    ("tokens", "file.write"): "test_a_token_is_written_down_nowhere",
+    ("tokens", "sys.stdout.write"): "test_the_command_line",
+    ("tokens", "sys.stderr.write"): "test_the_command_line",
+    ("health", "sys.stdout.write"): "test_what_the_health_check_says",
     ("logs", "os.fdopen"): "test_everything_that_is_logged",
     ("sanitizer", "sys.stderr.write"): "test_everything_that_is_logged",
     ("restore", "screen.print"): "test_the_command_line",
@@ -101,10 +128,9 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_place_that_writes_has_a_test() -> None:
-    files = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")] if path.name != "__init__.py"]
     found = {
         (".".join(path.relative_to(ROOT).with_suffix("").parts), ast.unparse(node.func))
-        for path in files
+        for path in PRODUCT
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call)
         and (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")) in WRITERS
@@ -573,6 +599,48 @@ def test_what_is_kept_of_a_deployment(tmp_path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_token_is_written_down_nowhere(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    command = [*COMMAND, "token", "new", "line-3", "--access", "write"]
+    environment = settings(MCP_TOKENS_FILE=str(file))
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
+    token = ended.stdout.strip()
+
+    assert len(token) >= 32
+    assert file.read_text() == f"line-3 write {hashlib.sha256(token.encode()).hexdigest()}\n"
+    assert file.stat().st_mode & 0o777 == 0o600
+    again = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert again.returncode == 1
+    assert "line-3 is in" in again.stderr
+    assert file.read_text().count("line-3") == 1
+
+
+@pytest.mark.usefixtures("known")
+async def test_what_http_answers(caplog: pytest.LogCaptureFixture) -> None:
+    fake = FakeBroker()
+    bridge = Bridge(Config(), fake)
+    clients = Clients(HTTPConfig(), "write", bridge.server, bridge.audit, bridge.measures)
+    door = Door(HTTPConfig(), {"/mcp": clients, "/readyz": page(bridge.readiness)}, bridge.measures)
+    said = []
+    transport = httpx2.ASGITransport(app=door)
+    async with clients.serving(), httpx2.AsyncClient(transport=transport, base_url="http://localhost") as http:
+        for text in HOSTILE.values():
+            fake.state.connected, fake.state.last_error = False, f"The broker said {text}"
+            ascii_only = quote(text)
+            kind = {"content-type": "application/json", "accept": "application/json, text/event-stream"}
+            bodies = (text, json.dumps(text), json.dumps({"jsonrpc": "2.0", "id": text, "method": {text: text}}))
+            said += [await http.post("/mcp", content=body.encode(), headers=kind) for body in bodies]
+            said.append(await http.get("/readyz"))
+            said.append(await http.get(f"/{ascii_only}", headers={"x-y": ascii_only, "authorization": ascii_only}))
+            said.append(await http.post("/mcp", headers=kind | {"mcp-session-id": ascii_only}))
+            said.append(await http.post("/mcp", headers=kind | {"mcp-protocol-version": ascii_only}, content=b"{}"))
+            said.append(await http.get("/readyz", headers={"host": ascii_only}))
+            said.append(await http.get("/readyz", headers={"origin": ascii_only}))
+
+    assert {answer.status_code for answer in said} == {400, 403, 404, 421, 503}
+    assert_hidden("".join(f"{answer.headers}{answer.text}" for answer in said) + caplog.text)
+
+
 COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
     "an argument that does not exist": ([f"--password={PASSWORD}"], {}),
     "a command that does not exist": ([TOKEN], {}),
@@ -587,11 +655,32 @@ COMMANDS: dict[str, tuple[list[str], dict[str, str]]] = {
             "MQTT_CLIENT_ID": TOKEN,
         },
     ),
+    "client-config, a link": (["client-config", "cursor", "--button"], {"MQTT_CLIENT_ID": TOKEN}),
+    "client-config, an address": (["client-config", "vscode", "--button", "--url", f"https://plc/{TOKEN}"], {}),
+    "client-config, a file": (["client-config", "cursor", "--install", "--project", TOKEN, "--dry-run"], {}),
     "policy": (["policy", "check", "publish", TOKEN], {"PUBLISH_DENY": "#"}),
     "approve": (["approve", TOKEN], {}),
     "audit": (["audit", "verify", TOKEN], {"AUDIT_KEY": PASSWORD}),
     "backups": (["backups", "list"], {}),
+    "token": (["token", "new", TOKEN, "--access", "read", "--file", os.devnull], {}),
+    "token, a name that is none": (["token", "new", f"{PASSWORD}", "--access", "read", "--file", TOKEN], {}),
     "backups, an id that is none": (["backups", "restore", TOKEN], {"MQTT_PASSWORD": PASSWORD}),
+    "doctor": (
+        ["doctor"],
+        {
+            "MQTT_BROKER": "127.0.0.1:9",
+            "MQTT_USER": TOKEN,
+            "MQTT_PASSWORD": PASSWORD,
+            "MQTT_CLIENT_ID": BASIC,
+            "LOG_FILE": f"/nowhere/{quote(PASSWORD, safe='')}/log",
+            "COPILOT_URL": "http://127.0.0.1:9",
+            "DO_AGENT_API_KEY": TOKEN,
+        },
+    ),
+    "doctor, as JSON": (
+        ["doctor", "--json"],
+        {"MQTT_BROKER": f"mqtt://{USER}:{PASSWORD}@h:x", "AUDIT_FILE": f"/nowhere/{TOKEN}", "MQTT_PORT": TOKEN},
+    ),
     "demo": (["demo", "--broker", f"mqtt://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:9"], {}),
     "demo, a broker that is none": (["demo", "--broker", f"{TOKEN}:{PASSWORD}"], {"MQTT_PASSWORD": PASSWORD}),
 }
@@ -606,6 +695,75 @@ def test_the_command_line(case: str) -> None:
 
     assert ended.stdout + ended.stderr
     assert_hidden(ended.stdout + ended.stderr)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_what_setup_shows_and_what_it_writes(tmp_path: Path) -> None:
+    """`.env` has to have the password, and so has what was there before: only their owner can read them."""
+    env_file, cursor = tmp_path / ".env", tmp_path / ".cursor" / "mcp.json"
+    comments = "".join(f"# {json.dumps(text)}\n" for text in HOSTILE.values())
+    env_file.write_text(f"{comments}MQTT_BROKER={HOSTILE['in a URL'].replace('plant.example:8883', '127.0.0.1:9')}\n")
+    cursor.parent.mkdir()
+    old = {"command": PASSWORD, "args": [*HOSTILE.values()], "env": {"MQTT_PASSWORD": PASSWORD, PASSWORD: TOKEN}}
+    cursor.write_text(json.dumps({"mcpServers": {"other": old, "coreflux": old}}, indent=1))
+    surroundings = {name: text for name, text in settings(HOME=str(tmp_path)).items() if name != "MQTT_BROKER"}
+    command = [sys.executable, str(ROOT / "server.py"), "--env-file", str(env_file), "setup"]
+    with Terminal(command, surroundings, tmp_path) as person:
+        person.answer("or embedded")
+        person.answer("Keep the answer all the same?", "yes")  # nothing listens there
+        person.answer("PEM file of the authority")
+        person.answer("Name in the certificate")
+        person.answer("PEM file of our own certificate")
+        person.answer("Keep the answer all the same?", "yes")
+        person.answer("Keep the answer all the same?", "no")  # the login of the address
+        person.answer("User name", USER)
+        person.answer("Password, not shown", PASSWORD)
+        person.answer("Keep the answer all the same?", "yes")
+        person.answer("Its address", "http://127.0.0.1:9")
+        person.answer("Keep the answer all the same?", "yes")
+        person.answer("Access key, not shown", TOKEN)
+        person.answer("That costs a few tokens.")
+        person.answer("Keep the answer all the same?", "yes")
+        person.answer("read, write or admin")
+        person.answer("Write it?")
+        person.answer("Add the server to Cursor")
+        assert person.ended() == 0
+
+    assert "+ MQTT_PASSWORD=[REDACTED]" in person.screen
+    assert_hidden(person.screen)
+    assert f"DO_AGENT_API_KEY={TOKEN}" in env_file.read_text()
+    assert PASSWORD not in json.dumps(json.loads(cursor.read_text())["mcpServers"]["coreflux"], ensure_ascii=False)
+    written = [env_file, *tmp_path.glob(".env.bak-*"), *cursor.parent.glob("mcp.json.bak-*")]
+    assert [path.stat().st_mode & 0o777 for path in written] == [0o600] * 3
+
+
+@pytest.mark.parametrize("exit", HOSTILE)
+def test_what_the_health_check_says(exit: str) -> None:  # noqa: A002 - as in HOSTILE
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503)
+            self.end_headers()
+            self.wfile.write(json.dumps({"reason": HOSTILE[exit]}).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server, ThreadPoolExecutor() as threads:
+        threads.submit(server.handle_request)
+        environment = {"MCP_TRANSPORT": "http", "MCP_PORT": str(server.server_port), "MQTT_PASSWORD": PASSWORD}
+        for more in ({}, {"MQTT_BROKER": HOSTILE[exit]}):
+            said = subprocess.run(
+                [sys.executable, str(ROOT / "health.py")],
+                env=settings() | environment | more,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=60,
+            )
+
+            assert said.returncode == 1
+            assert said.stdout
+            assert_hidden(said.stdout + said.stderr)
 
 
 class TestBoundary:
@@ -652,7 +810,7 @@ class TestBoundary:
 def test_secrets_are_opened_only_where_a_library_gets_them() -> None:
     opened = {
         (path.relative_to(ROOT).as_posix(), function.name)
-        for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py")]
+        for path in PRODUCT
         for function in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         and any(isinstance(node, ast.Attribute) and node.attr == "get_secret_value" for node in ast.walk(function))
@@ -662,9 +820,15 @@ def test_secrets_are_opened_only_where_a_library_gets_them() -> None:
         ("config.py", "_secret_text"),  # its length is checked
         ("config.py", "_header_value"),  # and its characters
         ("config.py", "_audit_key"),
+        ("config.py", "_token"),
+        ("config.py", "_http"),  # its digest is what is kept
+        ("server.py", "_together"),  # what replicas have in common
         ("audit.py", "_chain"),
         ("copilot_client.py", "ask"),
+        ("doctor/services.py", "_status_of_nothing"),
         ("mqtt_failures.py", "tls_context"),
         ("mqtt_link.py", "_make_paho"),
+        ("mqtt_oauth.py", "_ask"),
         ("demo.py", "_run"),  # the plant of the demo logs in too
+        ("onboarding/dialogue.py", "_login_of"),  # from an address it goes into a line of .env
     }

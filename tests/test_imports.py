@@ -10,7 +10,9 @@ ROOT = Path(__file__).parent.parent
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): ast.parse(path.read_text("utf-8"))
     for path in sorted(
-        [*ROOT.glob("*.py"), *ROOT.glob("tools/*.py"), *ROOT.glob("lot/*.py"), *ROOT.glob("simulator/*.py")]
+        path
+        for folder in (".", "doctor", "lot", "onboarding", "simulator", "tools")
+        for path in (ROOT / folder).glob("*.py")
     )
 }
 
@@ -26,11 +28,11 @@ BRIDGE = {
     "sanitizer",
     "topics",
 }
-TOOLSET = BRIDGE | {"tools.answers", "tools.expose", "tools.gate", "tools.policed"}
+TOOLSET = BRIDGE | {"callers", "tools.answers", "tools.expose", "tools.gate", "tools.policed"}
 OURS = {
     "errors": set(),
     "sanitizer": set(),
-    "topics": {"errors"},
+    "topics": {"errors", "sanitizer"},
     "inbox": {"errors", "topics"},
     "dispatch": {"inbox", "topics"},
     "mqtt_packets": {"dispatch"},
@@ -40,73 +42,113 @@ OURS = {
     "audit": {"config", "errors", "sanitizer"},
     "lot": {"errors", "lot"},
     "identity": {"errors", "inbox", "mqtt_client", "topics"},
-    "coreflux": {"errors", "identity", "inbox", "lot", "mqtt_client", "mqtt_link", "topics"},
-    "backups": {"errors", "lot"},
+    "coreflux": {"errors", "identity", "inbox", "lot", "mqtt_client", "mqtt_link", "sanitizer", "topics"},
+    "backups": {"errors", "lot", "sanitizer"},
     "deployment": {"backups", "coreflux", "errors", "lot"},
     "restore": {"backups", "config", "coreflux", "deployment", "errors", "inbox", "lot", "mqtt_client", "screen"},
     "copilot_client": {"config", "errors", "sanitizer"},
+    "measures": {"audit", "copilot_client", "limits", "mqtt_client", "policy"},
+    "metrics": {"measures"},
     "logs": {"config", "errors", "sanitizer"},
     "mqtt_failures": {"config", "errors", "topics"},
     "mqtt_link": {"config", "dispatch", "errors", "mqtt_failures", "mqtt_packets", "topics"},
-    "mqtt_client": {"config", "dispatch", "errors", "inbox", "mqtt_failures", "mqtt_link", "topics"},
+    "mqtt_oauth": {"config", "mqtt_failures", "sanitizer"},
+    "mqtt_client": {"config", "dispatch", "errors", "inbox", "mqtt_failures", "mqtt_link", "mqtt_oauth", "topics"},
     "rotation": {"config", "errors"},
     "tools": set(),
     "tools.answers": {"inbox", "sanitizer"},
     "tools.conditions": {"errors", "inbox", "topics"},
     "approvals": {"errors"},
     "tools.confirm": {"approvals", "audit", "config", "errors"},
-    "tools.gate": BRIDGE | {"approvals", "audit", "logs", "tools.answers", "tools.confirm"},
+    "tools.gate": BRIDGE | {"approvals", "audit", "callers", "logs", "measures", "tools.answers", "tools.confirm"},
     "tools.expose": {"config", "errors", "policy", "sanitizer", "tools.answers", "tools.gate", "topics"},
     "tools.policed": BRIDGE,
     "tools.undo": {"inbox", "tools.answers"},
-    "tools.changes": set(),
+    "tools.changes": {"replicas"},
     "tools.actions": TOOLSET | {"coreflux", "lot", "tools.changes", "tools.lot"},
     "tools.copilot": TOOLSET | {"coreflux", "lot", "tools.lot"},
     "tools.lot": TOOLSET | {"backups", "coreflux", "deployment", "lot"},
     "tools.messaging": TOOLSET | {"tools.conditions", "tools.undo"},
-    "tools.status": TOOLSET | {"backups", "identity", "tools.actions"},
+    "tools.status": TOOLSET | {"backups", "identity", "measures", "tools.actions"},
     "resources": {"config", "coreflux", "errors", "lot", "tools.answers", "tools.undo", "topics"},
-    "client_config": {"config", "errors", "sanitizer"},
+    "onboarding": set(),
+    "onboarding.file_changes": {"errors"},
+    "onboarding.dotenv_file": {"config", "errors", "sanitizer"},
+    "onboarding.client_files": {"config", "errors"},
+    "onboarding.client_config": {
+        *("config", "errors", "onboarding.client_files", "onboarding.file_changes", "sanitizer"),
+    },
+    "onboarding.trials": {"config", "copilot_client", "errors", "inbox", "mqtt_client", "mqtt_failures"},
+    "onboarding.dialogue": {"config", "errors", "logs", "onboarding", "screen"},
     "oversight": {"approvals", "audit", "config", "errors", "policy", "screen", "topics"},
     "screen": {"sanitizer"},
+    "doctor": set(),
+    "doctor.checkup": {"errors"},
+    "doctor.settings": {"config", "doctor.checkup", "errors", "mqtt_failures", "topics"},
+    "doctor.probe": {"config", "doctor.settings", "errors", "mqtt_failures"},
+    "doctor.broker": {
+        *("config", "doctor.checkup", "doctor.probe", "doctor.settings", "errors", "inbox", "mqtt_client"),
+        *("mqtt_failures", "mqtt_oauth", "simulator", "topics"),
+    },
+    "doctor.rights": BRIDGE | {"coreflux", "doctor.checkup"},
+    "doctor.services": {"config", "copilot_client", "doctor.checkup", "doctor.settings", "errors", "http_server"},
+    "doctor.updates": {"doctor.checkup", "sanitizer"},
+    "doctor.command": {"config", "doctor", "logs", "sanitizer", "screen", "tools.answers"},
     "demo": {"config", "errors", "mqtt_failures", "sanitizer", "screen", "simulator"},
     "demo_coreflux": {"config", "demo", "screen", "simulator"},
+    "callers": {"config"},
+    "replicas": {"errors", "inbox", "mqtt_client", "mqtt_link", "topics"},
+    "bridge": BRIDGE | {"audit", "backups", "coreflux", "measures", "replicas", "resources", "tools"},
+    "http_app": {"callers", "config", "logs", "measures"},
+    "http_clients": {"audit", "callers", "config", "http_app", "limits", "measures", "sanitizer", "tools.answers"},
+    "http_server": {"bridge", "config", "errors", "http_app", "http_clients", "metrics"},
+    "tokens": {"config", "errors", "sanitizer"},
+    "health": {"config", "errors", "sanitizer"},
     "server": BRIDGE
     | {
         "audit",
         "backups",
-        "coreflux",
+        "bridge",
         "oversight",
-        "resources",
+        "replicas",
         "restore",
         "logs",
         "rotation",
-        "tools",
         "demo",
         "demo_coreflux",
-        "client_config",
+        "doctor",
+        "onboarding",
+        "http_server",
         "simulator",
+        "tokens",
     },
     "simulator": {"simulator"},
 }
 """What each file may import of ours; a folder's name stands for all that is in it."""
 
 ONLY_IN = {
-    "mcp": {"demo", "resources", "server", "tools"},
+    "mcp": {"bridge", "demo", "http_clients", "resources", "server", "tools"},
+    "starlette": {"http_app", "http_clients"},
+    "uvicorn": {"http_server"},
     "paho": {"mqtt_link", "simulator.plant"},
     "pydantic_settings": {"config"},
-    "dotenv": {"config"},
+    "dotenv": {"config", "onboarding.dotenv_file"},
     "platformdirs": {"config"},
     "lark": {"lot"},
-    "httpx2": {"copilot_client"},
+    "httpx2": {"copilot_client", "doctor.services", "doctor.updates", "mqtt_oauth"},
+    "cryptography": {"doctor.broker", "doctor.probe", "doctor.settings"},
     "rich": {"demo", "screen"},
+    "prometheus_client": {"metrics"},
 }
 """The outside things of which only these files know."""
 
 DEMO = {"simulator", "demo", "demo_coreflux"}
 """What only a demo, or a setting, has loaded."""
 
-PRINTS = {"demo", "client_config", "screen"}
+FIGURES = {"metrics", "prometheus_client"}
+"""What only METRICS_PORT has loaded."""
+
+PRINTS = {"demo", "onboarding.client_config", "screen", "tokens"}
 """Run by a person; everywhere else stdout belongs to the protocol."""
 
 
@@ -144,6 +186,13 @@ def test_a_start_without_the_simulator_does_not_load_it(file: str) -> None:
     at_the_top = [node for node in FILES[file].body if isinstance(node, ast.Import | ast.ImportFrom)]
 
     assert not [name for node in at_the_top for name in imports(node) if is_in(name, DEMO)]
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != "metrics"])
+def test_a_start_without_metrics_does_not_load_what_exposes_them(file: str) -> None:
+    at_the_top = [node for node in FILES[file].body if isinstance(node, ast.Import | ast.ImportFrom)]
+
+    assert not [name for node in at_the_top for name in imports(node) if is_in(name, FIGURES)]
 
 
 @pytest.mark.parametrize("file", FILES)

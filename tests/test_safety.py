@@ -21,7 +21,9 @@ from pydantic import SecretStr
 
 from approvals import Approvals
 from audit import Audit, verify
-from config import AuditConfig, Config, Rules
+from config import AuditConfig, BrokerConfig, Config, Rules
+from inbox import Inbox
+from mqtt_client import MqttClient
 from policy import TOOLS, rule_of
 from server import build_server
 from simulator.coreflux import ACCOUNTS, Options
@@ -150,6 +152,19 @@ class TestConfirmation:
         assert (done.is_error, again.is_error) == (False, True)
         assert "used before" in again.content[0].text
         assert set(fake.retained) == {"plant/a", "plant/b"}
+
+    async def test_what_was_retained_a_moment_ago_is_not_overwritten_unasked(
+        self, broker: Embedded | Mosquitto, tmp_path: Path
+    ) -> None:
+        config = Config(rules=Rules(confirm="overwrite"), state_dir=tmp_path)
+        inbox = Inbox(1000, 1 << 20)
+        async with MqttClient(BrokerConfig(host=broker.host, port=broker.port), inbox) as mqtt:
+            async with Client(build_server(config, mqtt)) as client:
+                me = Assistant(client)
+                for number in range(50):
+                    again = {"topic": f"moment/{number}", "retain": True}
+                    await me.call("mqtt_publish", payload="1", **again)
+                    assert "Not done" in await me.fail("mqtt_publish", payload="2", **again)
 
     async def test_an_answer_that_comes_too_late_is_none(
         self, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch

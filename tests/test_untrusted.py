@@ -245,7 +245,7 @@ async def look_at_status(x: Exchange) -> None:
 async def look_around(x: Exchange) -> None:
     for topic, payload in everything():
         x.broker.send(topic, payload, retain=True)
-    page = await x.call("mqtt_topics", listen_s=0)
+    page = await x.call("mqtt_topics", listen_s=0.05)
     while cursor := page["next_cursor"]:
         page = await x.call("mqtt_topics", after=cursor)
 

@@ -59,8 +59,8 @@ class _Seen(NamedTuple):
 class ActionTools:
     """The tools `run_<name>`."""
 
-    def __init__(self, coreflux: Coreflux, run: Run, expose: Exposer) -> None:
-        self.changes: Final = ToolListChanges()
+    def __init__(self, coreflux: Coreflux, run: Run, expose: Exposer, changes: ToolListChanges) -> None:
+        self.changes: Final = changes
         self._coreflux = coreflux
         self._run = run
         self._expose = expose

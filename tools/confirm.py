@@ -4,7 +4,7 @@ import asyncio
 import secrets
 import time
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from mcp.server.mcpserver import Context
 from mcp.types import ElicitRequest, ElicitRequestFormParams, ElicitResult, InputRequiredResult
@@ -19,7 +19,8 @@ from errors import BridgeError, PolicyRefusedError
 ANSWER_WITHIN_S: Final = 120.0
 """How long a person has to answer, and for how long the answer is good."""
 
-_MOST_ASKED: Final = 1000
+_MOST_USED: Final = 1000
+"""Answers within `ANSWER_WITHIN_S`: more are not from people."""
 _KEY: Final = "confirm"
 
 
@@ -35,22 +36,55 @@ class Act:
 
     Attributes:
         words: What will happen, to stand behind "to".
-        digest: What the answer is bound to: the tool, all of its arguments and the broker.
+        digest: What the answer is bound to: the tool, all of its arguments, the broker, and over HTTP the client.
     """
 
     words: str
     digest: str
 
 
-class Confirmations:
-    """Questions to a person and their answers."""
+class Once(Protocol):
+    """Makes sure that an answer is used once, by this process or by any of several."""
 
-    def __init__(self, rules: Rules, approvals: Approvals, audit: Audit) -> None:
+    @property
+    def several(self) -> bool:
+        """Whether there are several, and a request may reach any of them."""
+
+    async def claim(self, name: str) -> bool:
+        """Say whether nobody has claimed `name` before; raises `BridgeError` when that cannot be found out."""
+
+
+class OnceHere:
+    """Within this process."""
+
+    several = False
+
+    def __init__(self) -> None:
+        self._used: dict[str, float] = {}
+
+    async def claim(self, name: str) -> bool:
+        """Say whether nobody has claimed `name` before."""
+        now = time.monotonic()
+        while self._used and next(iter(self._used.values())) < now:
+            del self._used[next(iter(self._used))]
+        if name in self._used or len(self._used) >= _MOST_USED:
+            return False
+        self._used[name] = now + ANSWER_WITHIN_S
+        return True
+
+
+class Confirmations:
+    """Questions to a person and their answers.
+
+    A question to a client of 2026-07-28 travels with the client, sealed by the SDK (`RequestStateSecurity`): its name,
+    what it is bound to, and until when it is good. So any process that has the key can take the answer.
+    """
+
+    def __init__(self, rules: Rules, approvals: Approvals, audit: Audit, once: Once) -> None:
         self._rules = rules
         self._approvals = approvals
         self._audit = audit
-        self._asked: dict[str, tuple[str, float]] = {}
-        """Questions that a client of 2026-07-28 was given, by their secret name: the digest, and until when."""
+        self._once = once
 
     async def confirm(self, act: Act, context: Context[Any, Any], facts: dict[str, Any]) -> InputRequiredResult | None:
         """Return None when a person has said yes to exactly this act, or the question that the client has to put.
@@ -60,14 +94,16 @@ class Confirmations:
         Raises:
             PolicyRefusedError: A person said no, or could not be asked.
         """
-        if not _can_ask(context):
+        modern = context.protocol_version in MODERN_PROTOCOL_VERSIONS
+        # The answer of an older client is a request of its own, which could reach another replica.
+        if not _can_ask(context) or (self._once.several and not modern):
             await self._without_client(act, facts)
             return None
-        if context.protocol_version in MODERN_PROTOCOL_VERSIONS:
+        if modern:
             if context.request_state is None:
                 await self._audit.record("asked", act=act.words, **facts)
                 return self._question(act)
-            answer = self._answer(act, context)
+            answer = await self._answer(act, context)
         else:
             await self._audit.record("asked", act=act.words, **facts)
             answer = await _ask_now(act, context)
@@ -77,16 +113,13 @@ class Confirmations:
         return None
 
     def _question(self, act: Act) -> InputRequiredResult:
-        name = secrets.token_urlsafe(18)
-        while len(self._asked) >= _MOST_ASKED:
-            del self._asked[next(iter(self._asked))]
-        self._asked[name] = (act.digest, time.monotonic() + ANSWER_WITHIN_S)
+        state = f"{secrets.token_hex(12)} {act.digest} {time.time() + ANSWER_WITHIN_S:.3f}"
         params = ElicitRequestFormParams(message=_sentence(act), requested_schema=_Yes.model_json_schema())
-        return InputRequiredResult(input_requests={_KEY: ElicitRequest(params=params)}, request_state=name)
+        return InputRequiredResult(input_requests={_KEY: ElicitRequest(params=params)}, request_state=state)
 
-    def _answer(self, act: Act, context: Context[Any, Any]) -> str:
-        digest, until = self._asked.pop(context.request_state or "", ("", 0.0))
-        if digest != act.digest or time.monotonic() > until:
+    async def _answer(self, act: Act, context: Context[Any, Any]) -> str:
+        name, digest, until = (context.request_state or "").split(" ")
+        if digest != act.digest or time.time() > float(until) or not await self._once.claim(name):
             return "the answer was to another question, too late, or used before"
         answer = (context.input_responses or {}).get(_KEY)
         if not isinstance(answer, ElicitResult):

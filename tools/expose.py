@@ -145,7 +145,7 @@ def _in_words(problem: dict[str, Any], known: list[str]) -> str:
     if problem["type"] == "missing":
         return f"{where} is required"
     given = problem.get("input")
-    what = hide_secrets(given if isinstance(given, str) else repr(given))  # before it is shortened, which halves them
+    what = given if isinstance(given, str) else repr(given)
     what = f", not {shown(what) if isinstance(given, str) else shown(what)[1:-1]}"
     hint = " (pass JSON as text)" if problem["type"] == "string_type" and isinstance(given, dict | list) else ""
     return f"{where}: {problem['msg'][0].lower()}{problem['msg'][1:]}{hint}{what}"

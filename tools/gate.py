@@ -10,16 +10,18 @@ from typing import Any, Final, Literal, NamedTuple
 from mcp.server.mcpserver import Context
 from mcp.types import CallToolResult, InputRequiredResult
 
+import callers
 import logs
 from approvals import Approvals
 from audit import Audit, digest
 from config import Config
 from errors import BridgeError, LimitError, PolicyRefusedError
 from limits import Limits
+from measures import Measures, Outcome
 from policy import ToolRule, rule_of
-from sanitizer import hide_secrets
+from sanitizer import hide_secrets, shortened
 from tools.answers import visible
-from tools.confirm import Act, Confirmations
+from tools.confirm import Act, Confirmations, Once
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +44,22 @@ _NOBODY: Final = "unknown"
 class Gate:
     """The way into every tool."""
 
-    def __init__(self, config: Config, broker: str, limits: Limits, audit: Audit) -> None:
+    def __init__(
+        self,
+        config: Config,
+        broker: str,
+        limits: Limits,
+        audit: Audit,
+        once: Once,
+        measures: Measures | None = None,
+    ) -> None:
         self.limits = limits
         self.audit = audit
+        self.measures = measures or Measures()
         self._config = config
         self._broker = broker
         self._limit_told_at = -1.0
-        self._confirmations = Confirmations(config.rules, Approvals(config.state_dir / "approvals"), audit)
+        self._confirmations = Confirmations(config.rules, Approvals(config.state_dir / "approvals"), audit, once)
 
     async def call(
         self,
@@ -66,18 +77,17 @@ class Gate:
             BridgeError: It took longer than its tool may, or what `run` raises.
         """
         rule = rule_of(tool)
-        correlation = secrets.token_hex(4)
-        token = logs.correlation.set(correlation)
-        caller = {"caller": _caller(context), "transport": "stdio"}
-        facts: dict[str, Any] = {"tool": tool, **caller, "correlation": correlation}
+        caller = callers.caller_of(context.request_context.request)
+        correlation = caller.correlation or secrets.token_hex(4)
+        facts: dict[str, Any] = {
+            "tool": tool,
+            "caller": _client(context),
+            **caller.facts(),
+            "correlation": correlation,
+        }
+        correlated, called = logs.correlation.set(correlation), callers.current.set(caller)
         try:
-            with self.limits.enter(waits=rule.waits):
-                plan = None
-                if rule.acts:
-                    plan = await describe(**arguments) if describe else Plan(f"call {tool}")
-                if plan is None:
-                    return await self._in_time(rule, tool, run)
-                return await self._act(rule, plan, arguments, context, facts, run)
+            return await self._counted(tool, self._let_through(rule, arguments, context, describe, facts, run))
         except PolicyRefusedError as exc:
             await self.audit.record("refused", reason=str(exc), **facts)
             raise
@@ -87,7 +97,55 @@ class Gate:
                 await self.audit.record("refused", reason=str(exc), so_far=self.limits.facts()["refused"], **facts)
             raise
         finally:
-            logs.correlation.reset(token)
+            callers.current.reset(called)
+            logs.correlation.reset(correlated)
+
+    async def _counted(
+        self, tool: str, call: Awaitable[CallToolResult | InputRequiredResult]
+    ) -> CallToolResult | InputRequiredResult:
+        started = time.perf_counter()
+        outcome: Outcome = "failed"
+        try:
+            result = await call
+            outcome = "asked" if isinstance(result, InputRequiredResult) else "ok"
+        except PolicyRefusedError:
+            outcome = "refused"
+            raise
+        except LimitError:
+            outcome = "limited"
+            raise
+        except BridgeError:
+            outcome = "error"
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self.measures.tool_call(tool, outcome, time.perf_counter() - started)
+        return result
+
+    async def _let_through(
+        self,
+        rule: ToolRule,
+        arguments: dict[str, Any],
+        context: Context[Any, Any],
+        describe: Describe | None,
+        facts: dict[str, Any],
+        run: Callable[[], Awaitable[CallToolResult]],
+    ) -> CallToolResult | InputRequiredResult:
+        tool = facts["tool"]
+        try:
+            under_way = self.limits.enter(waits=rule.waits)
+        except LimitError:
+            self.measures.rate_limited("calls")
+            raise
+        with under_way:
+            plan = None
+            if rule.acts:
+                plan = await describe(**arguments) if describe else Plan(f"call {tool}")
+            if plan is None:
+                return await self._in_time(rule, tool, run)
+            return await self._act(rule, plan, arguments, context, facts, run)
 
     async def _act(
         self,
@@ -103,9 +161,9 @@ class Gate:
                 f"Not done: it could not be recorded, and AUDIT_REQUIRED=true. {self.audit.failure}"
             )
         tool = facts["tool"]
-        act = Act(
-            visible(hide_secrets(plan.words)), digest({"tool": tool, "arguments": arguments, "broker": self._broker})
-        )
+        bound_to = {"tool": tool, "arguments": arguments, "broker": self._broker}
+        whose = {"principal": facts["principal"]} if "principal" in facts else {}
+        act = Act(visible(hide_secrets(plan.words)), digest(bound_to | whose))
         facts |= {"digest": act.digest}
         if self._has_to_ask(rule, plan):
             question = await self._confirmations.confirm(act, context, facts)
@@ -154,8 +212,8 @@ class Gate:
         return rule.asks == "when it destroys" and plan.loses in losses
 
 
-def _caller(context: Context[Any, Any]) -> str:
+def _client(context: Context[Any, Any]) -> str:
     parameters = context.session.client_params
     if parameters is None:
         return _NOBODY
-    return visible(f"{parameters.client_info.name[:60]} {parameters.client_info.version[:20]}")
+    return visible(f"{shortened(parameters.client_info.name, 60)} {shortened(parameters.client_info.version, 20)}")

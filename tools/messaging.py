@@ -15,6 +15,7 @@ from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel, Field
 
+import callers
 from config import Bounds, Confirm
 from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError, LimitError, PolicyRefusedError
 from inbox import Inbox, Message, Reading
@@ -47,6 +48,11 @@ MAX_SILENCE_S: Final = 2.0
 
 MAX_TOPICS_HEARD: Final = 20_000
 """Topics told apart while looking around; further ones are left out, and that is said."""
+
+MOST_SUBSCRIPTIONS: Final = 100
+"""Of one client, over HTTP."""
+FORGOTTEN_S: Final = 3600.0
+"""A client over HTTP may be gone without a word: a subscription that nobody has read for so long is ended."""
 
 MAX_LOOKS: Final = 8
 """Looks around whose further pages are kept; the oldest goes first."""
@@ -285,7 +291,9 @@ class Messaging:
     def _page(self, cursor: str) -> tuple[_Look, int]:
         token, _, first = cursor.partition("-")
         if token not in self._looks or not first.isdecimal() or len(first) > len(str(MAX_TOPICS_HEARD)):
-            raise InputError(f"The page {shown(cursor)} is not kept any more: look again without `after`.")
+            raise InputError(
+                f"The page {shown(cursor)} is not kept any more, or not by this server: look again without `after`."
+            )
         return self._looks[token], int(first)
 
     async def _look_around(self, topic_filter: TopicFilter, listen_s: float, contains: str) -> _Look:
@@ -366,13 +374,25 @@ class Messaging:
 
     async def mqtt_subscribe(self, topic_filter: Filter, qos: QoS = 1) -> Subscribed:
         """Start collecting messages in the background, retained ones first; read them with mqtt_messages."""
+        caller = callers.current.get()
+        if caller.transport == "http":
+            await self._end_forgotten()
+            if len(self._broker.inbox.of(caller.principal)) >= MOST_SUBSCRIPTIONS:
+                raise InputError(f"You have {MOST_SUBSCRIPTIONS} subscriptions: end some with mqtt_unsubscribe first.")
         subscription = await self._broker.subscribe(TopicFilter(topic_filter), qos)
+        subscription.owner = caller.principal
         return Subscribed(
             subscription_id=subscription.id,
             topic_filter=_shown_topic(subscription.topic_filter.text),
             granted_qos=subscription.granted_qos,
             cursor=self._broker.inbox.cursor(subscription),
         )
+
+    async def _end_forgotten(self) -> None:
+        for subscription in list(self._broker.inbox.subscriptions.values()):
+            if time.monotonic() - subscription.read_at > FORGOTTEN_S:
+                with suppress(BrokerError):  # it has ended here all the same
+                    await self._broker.unsubscribe(subscription)
 
     async def mqtt_messages(
         self,
@@ -391,7 +411,10 @@ class Messaging:
         gaps and connected_throughout tell silence from not listening, dropped what fell out of the buffer.
         """
         inbox = self._broker.inbox
-        subscription = inbox.subscription(subscription_id) if subscription_id else None
+        owner = callers.current.get().principal
+        subscription = inbox.subscription(subscription_id, owner) if subscription_id else None
+        for each in [subscription] if subscription else inbox.of(owner):
+            each.read_at = time.monotonic()
         wanted = TopicFilter(topic_filter) if topic_filter else None
         if wanted:
             self._broker.policy.check_subscribe(wanted)
@@ -424,7 +447,7 @@ class Messaging:
 
     async def mqtt_unsubscribe(self, subscription_id: str) -> Unsubscribed:
         """End a subscription; other subscriptions to the same filter go on."""
-        subscription = self._broker.inbox.subscription(subscription_id)
+        subscription = self._broker.inbox.subscription(subscription_id, callers.current.get().principal)
         await self._broker.unsubscribe(subscription)
         return Unsubscribed(
             topic_filter=_shown_topic(subscription.topic_filter.text),
@@ -569,10 +592,13 @@ class Messaging:
 
         Raises:
             BrokerRefusedError, PolicyRefusedError: It may not be read.
+            BrokerSilentError: The broker did not tell.
         """
         found: list[Message] = []
         async with self._broker.listen(TopicFilter(topic), found.append):
-            pass  # what is retained comes before the answer to the unsubscription
+            there = await self._broker.still_there(0)  # what is retained comes before the answer to this
+        if not there:
+            raise BrokerSilentError(f"The broker did not say what is retained on {shown(topic)}. Nothing was sent.")
         return next((message for message in found if message.retained and message.payload), None)
 
     async def mqtt_request(

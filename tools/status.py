@@ -6,17 +6,21 @@ import os
 import sys
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, Final
 
 from mcp.server.mcpserver.tools import Tool
 from pydantic import BaseModel, Field
 
+import callers
 from backups import Backups
 from config import Config
 from copilot_client import CopilotClient
 from errors import BridgeError, BrokerError
 from identity import Identity, Make
+from inbox import Subscription
+from measures import OTHER, Durations, Family, Number
 from mqtt_client import Broker
 from tools.actions import ActionTools
 from tools.answers import ShownGap, fitting, instant, show_gaps, size_of, visible
@@ -27,6 +31,8 @@ _FIRST_ATTEMPT_S: Final = 1.0
 _SUBSCRIPTIONS_SHOWN: Final = 50
 _FILTER_ROOM: Final = 200
 _ADVICE_ROOM: Final = 1000
+_TOOLS_MEASURED: Final = (10, 3, 0)
+"""How many tools are measured apart, and how many where that is too much."""
 
 
 class ServerFacts(BaseModel):
@@ -125,6 +131,8 @@ class Status(BaseModel):
     copilot: CopilotFacts
     process: ProcessFacts
     advice: list[str]
+    metrics: dict[str, Number | dict[str, Number]] = Field(default={}, exclude_if=lambda value: not value)
+    """What `/metrics` has: by name, and where there are labels by these; what is 0 is left out there."""
 
 
 class ServerStatus:
@@ -171,7 +179,8 @@ class ServerStatus:
                 round_trip_ms = round(await self._broker.probe(), 2)
             except BrokerError as exc:
                 advice.append(str(exc))
-        advice += await self._advice()
+        own = inbox.of(callers.current.get().principal)
+        advice += await self._advice(own)
         missing = self._copilot.missing
         copilot = CopilotFacts(configured=not missing, reachable=None, missing=missing)
         if check and not missing:
@@ -181,7 +190,7 @@ class ServerStatus:
                 name=self._name,
                 version=self._version,
                 uptime_s=round(time.monotonic() - self._started, 1),
-                transport="stdio",
+                transport=self._config.transport,
             ),
             connection=ConnectionFacts(
                 connected=state.connected,
@@ -206,7 +215,7 @@ class ServerStatus:
                     dropped=subscription.dropped,
                     refused=subscription.refusal and visible(fitting(subscription.refusal, _FILTER_ROOM)),
                 )
-                for subscription in list(inbox.subscriptions.values())[:_SUBSCRIPTIONS_SHOWN]
+                for subscription in own[:_SUBSCRIPTIONS_SHOWN]
             ],
             buffer=BufferFacts(
                 messages=len(inbox),
@@ -220,20 +229,25 @@ class ServerStatus:
             process=ProcessFacts(pid=os.getpid(), rss_mb=_rss_mb(), threads=threading.active_count()),
             advice=[visible(fitting(text, _ADVICE_ROOM)) for text in advice],
         )
+        families = self._gate.measures.families()
+        for most_tools in _TOOLS_MEASURED:
+            status.metrics = _figures(families, most_tools)
+            if size_of(status) <= self._config.bounds.result_max_bytes:
+                return status
+        status.metrics = {}
         while status.subscriptions and size_of(status) > self._config.bounds.result_max_bytes:
             del status.subscriptions[len(status.subscriptions) // 2 :]
         return status
 
-    async def _advice(self) -> list[str]:
+    async def _advice(self, own: list[Subscription]) -> list[str]:
         """Say what is not as it should be, and what to do about it."""
         state, inbox = self._broker.state, self._broker.inbox
         advice: list[str] = []
         if not state.connected:
             advice.append(state.last_error or "The first connection to the broker is being made.")
-        refused = [subscription for subscription in inbox.subscriptions.values() if subscription.refusal]
-        advice += [str(subscription.refusal) for subscription in refused]
-        if len(inbox.subscriptions) > _SUBSCRIPTIONS_SHOWN:
-            advice.append(f"{len(inbox.subscriptions) - _SUBSCRIPTIONS_SHOWN} more subscriptions are not shown.")
+        advice += [subscription.refusal for subscription in own if subscription.refusal]
+        if len(own) > _SUBSCRIPTIONS_SHOWN:
+            advice.append(f"{len(own) - _SUBSCRIPTIONS_SHOWN} more subscriptions are not shown.")
         if self._config.broker.embedded:
             advice.append("This is the built-in development broker with a simulated plant: nothing here is real.")
         for backup in await asyncio.to_thread(self._backups.unfinished, state.broker):
@@ -273,6 +287,36 @@ class ServerStatus:
             with contextlib.suppress(BridgeError):
                 make = await self._identity.make()
         return BrokerFacts(kind=make.kind, version=make.version and visible(make.version))
+
+
+def _figures(families: list[Family], most_tools: int) -> dict[str, Number | dict[str, Number]]:
+    """Show measures, with the tools apart that were called most."""
+    calls: dict[str, Number] = defaultdict(int)
+    for family in families:
+        if family.name == "tool_calls_total":
+            for labels, value in family.values:
+                calls[labels[0]] += _number(value)
+    apart = sorted(calls, key=calls.__getitem__, reverse=True)[:most_tools]
+    figures: dict[str, Number | dict[str, Number]] = {}
+    for family in families:
+        if not family.labels:
+            figures[family.name] = _number(family.values[0][1])
+            continue
+        shown: dict[str, Number] = {}
+        for labels, value in family.values:
+            number = _number(value)
+            tool, *rest = labels
+            key = " ".join([OTHER, *rest] if family.labels[0] == "tool" and tool not in apart else labels)
+            if number:
+                shown[key] = round(shown.get(key, 0) + number, 6)
+        if shown:
+            name = f"{family.name}_sum" if family.kind == "histogram" else family.name
+            figures[name] = shown
+    return figures
+
+
+def _number(value: Number | Durations) -> Number:
+    return value.sum_s if isinstance(value, Durations) else value
 
 
 def _rss_mb() -> float | None:

@@ -1,0 +1,1 @@
+"""Outsiders who judge the server: clients of others, and the conformance suite. `scripts/judges` runs them."""
