@@ -7,8 +7,10 @@ after a reconnect, also those for which an error was already reported.
 
 import asyncio
 import logging
+import select
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections import deque
@@ -16,8 +18,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, Final, Literal, NamedTuple
 
+import paho.mqtt.client
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -554,6 +558,25 @@ def _weight(message: Received) -> int:
     return len(message.payload) + _EMPTY_MESSAGE_BYTES
 
 
+if sys.platform != "win32":
+
+    def _wait(
+        readers: list[socket.socket], writers: list[socket.socket], _errors: list[socket.socket], timeout_s: float
+    ) -> tuple[list[socket.socket], list[socket.socket], list[socket.socket]]:
+        """Wait as `select.select` does, also for descriptors beyond 1023, of which it knows nothing."""
+        poll = select.poll()
+        for each in {*readers, *writers}:
+            poll.register(each, (select.POLLIN if each in readers else 0) | (select.POLLOUT if each in writers else 0))
+        ready = dict(poll.poll(timeout_s * 1000))
+        return (
+            [each for each in readers if ready.get(each.fileno(), 0) & ~select.POLLOUT],
+            [each for each in writers if ready.get(each.fileno(), 0) & ~select.POLLIN],
+            [],
+        )
+
+    paho.mqtt.client.select = SimpleNamespace(select=_wait)  # type: ignore[attr-defined] # all it uses (2.2.0)
+
+
 class _Paho(Client):
     """paho with corrections. All but what is marked runs in paho's thread, or in the one that connects."""
 
@@ -601,6 +624,7 @@ class _Paho(Client):
             error = exc
             return MQTTErrorCode.MQTT_ERR_UNKNOWN
         finally:
+            self.drop()
             self._inbound.post(lambda: self._on_end(error))
 
     def _packet_handle(self) -> MQTTErrorCode:

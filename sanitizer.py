@@ -220,11 +220,9 @@ _PLACES = tuple(re.compile(row.expression) for row in PLACES)
 
 # What can hold a credential, and where in it one starts: the n of an escaped newline and the digits of %20 are no word.
 _LONG_WORD = re.compile(r"[A-Za-z0-9_.~:%\\=-]{20,}+")
-_CREDENTIAL = re.compile(
-    r"(?a:(?<![\w-])|(?<=\A-)|(?<=\\[nrt])|(?<=%[0-9A-F][0-9A-F]))(?a:"
-    + "|".join(row.expression for row in CREDENTIALS)
-    + ")"
-)
+_ONE_CREDENTIAL = "(?a:" + "|".join(row.expression for row in CREDENTIALS) + ")"
+_BEGINS = r"(?a:(?<![\w-])|(?<=\A-)|(?<=\\[nrt])|(?<=%[0-9A-F][0-9A-F]))"
+_CREDENTIAL = re.compile(_BEGINS + _ONE_CREDENTIAL)
 
 _PEM_WORDS = r"(?:[ ]|%20) (?:[A-Z0-9 ]|%20){1,40}+ -----"
 _PEM = re.compile(
@@ -559,7 +557,14 @@ def _marked(place: re.Match[str]) -> str:
 
 
 def _without_credentials(word: re.Match[str]) -> str:
-    return _CREDENTIAL.sub(MARKER, word[0])
+    hidden = _CREDENTIAL.sub(MARKER, word[0])
+    return hidden if hidden == word[0] else _several_credentials().sub(MARKER, word[0])
+
+
+@functools.cache
+def _several_credentials() -> re.Pattern[str]:
+    """Find credentials with more of them right behind; compiled when there is one, as it takes a while."""
+    return re.compile(f"{_BEGINS}{_ONE_CREDENTIAL}(?:-?{_ONE_CREDENTIAL})*+")
 
 
 def _path_marker(found: re.Match[str]) -> str:

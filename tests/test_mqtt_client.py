@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import os
 import re
+import select
 import ssl
 import threading
 import time
@@ -148,6 +150,20 @@ async def why_not(client: MqttClient) -> str:
 
 async def publish(client: MqttClient, topic: str, payload: bytes = b"", qos: int = 1, **properties: Any) -> Published:
     return await client.publish(topic, payload, qos, retain=False, properties=PublishProperties(**properties))
+
+
+@pytest.mark.skipif(not hasattr(select, "poll"), reason="Windows counts descriptors, and does not number them")
+async def test_it_works_in_a_process_that_has_thousands_of_files_open(broker: Embedded | Mosquitto) -> None:
+    """`select` knows no descriptor beyond 1023, and over HTTP there can be that many clients."""
+    many = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        async with connected(broker) as client:
+            subscription = await client.subscribe(TopicFilter("many/files"), 1)
+            await client.publish("many/files", b"x", 1, retain=False, properties=PublishProperties())
+            await until(lambda: subscription.received == 1)
+    finally:
+        for each in many:
+            os.close(each)
 
 
 class TestComingUp:

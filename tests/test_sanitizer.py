@@ -1257,6 +1257,7 @@ HOSTILE = st.lists(st.one_of(FRAGMENTS, st.text(max_size=4)), max_size=14).map("
 @given(HOSTILE)
 @settings(deadline=None, max_examples=500)
 @example("\ud800password=\udfff")
+@example(f"shpat_{'3fa92c7be105' * 2}3fa92c7b-eyJa7Kq2Zx9Lm4Ra7Kq2Zx9.a7Kq2Zx9Lm4Ra7Kq2Z.a7Kq2Zx9Lm4Ra7Kq2Zx9Lm4R")
 def test_a_second_pass_changes_nothing(text: str) -> None:
     once = sanitize(text)
 
