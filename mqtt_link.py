@@ -574,7 +574,7 @@ if sys.platform != "win32":
             [],
         )
 
-    paho.mqtt.client.select = SimpleNamespace(select=_wait)  # type: ignore[attr-defined] # all it uses (2.2.0)
+    vars(paho.mqtt.client)["select"] = SimpleNamespace(select=_wait)  # it uses nothing else of it (2.2.0)
 
 
 class _Paho(Client):

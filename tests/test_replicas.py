@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.server.subscriptions import ToolsListChanged
 from mcp.types import ElicitResult
 
 from config import BrokerConfig
@@ -26,6 +27,7 @@ from tests.brokers import Embedded, Watcher, publish
 from tests.child import settings
 from tests.fake_broker import FakeBroker
 from tests.http_child import MODERN_META, HTTPChild, until
+from tools.changes import ToolListChanges
 
 pytestmark = pytest.mark.anyio
 
@@ -70,6 +72,18 @@ class TestTogether:
             assert await two.claim("afterwards")
 
         assert heard == ["two"]
+
+    async def test_a_change_of_the_tools_in_one_is_told_to_the_clients_of_all(self, embedded: Embedded) -> None:
+        told: list[tuple[str, object]] = []
+        async with replica(embedded) as one, replica(embedded) as two:
+            here, there = ToolListChanges(one), ToolListChanges(two)
+            here.bus.subscribe(lambda event: told.append(("here", event)))
+            there.bus.subscribe(lambda event: told.append(("there", event)))
+            await here.tell()
+            await until(lambda: len(told) == 2)
+
+        assert {where for where, _ in told} == {"here", "there"}
+        assert {type(event) for _, event in told} == {ToolsListChanged}
 
     @pytest.mark.parametrize(
         "forged",
