@@ -135,7 +135,9 @@ def bind(host: str, port: int) -> socket.socket:
     """
     with contextlib.ExitStack() as undo:
         try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            # Of a name that means both, such as localhost, clients expect the older one first.
+            family, kind, protocol, _, address = min(found, key=lambda each: each[0] == socket.AF_INET6)
             sock = undo.enter_context(socket.socket(family, kind, protocol))
             if os.name == "posix":
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -13,6 +13,7 @@ import hmac
 import json
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -30,6 +31,9 @@ CLAIM_TIMEOUT_S: Final = 5.0
 MOST_CLAIMS: Final = 10_000
 """Claims that are remembered; the oldest answers are too late for anything by then."""
 
+BEAT_S: Final = 20.0
+"""How often each says that it is there; who is not heard for three times as long is gone."""
+
 _AGAIN_S: Final = 2.0
 
 logger = logging.getLogger(__name__)
@@ -37,8 +41,6 @@ logger = logging.getLogger(__name__)
 
 class Replicas:
     """This process among others like it."""
-
-    several: Final = True
 
     def __init__(self, broker: Broker, key: bytes) -> None:
         self.name: Final = secrets.token_hex(3)
@@ -52,6 +54,14 @@ class Replicas:
         """Who came first, by what was claimed."""
         self._waiting: dict[str, asyncio.Event] = {}
         self._listeners: list[Callable[[], None]] = []
+        self._others: dict[str, float] = {}
+        """When each was heard last."""
+        self._telling: set[asyncio.Task[None]] = set()
+
+    @property
+    def several(self) -> bool:
+        """Whether there are others, so that a client's next request may not come here."""
+        return any(time.monotonic() - heard < 3 * BEAT_S for heard in self._others.values())
 
     def key(self, purpose: str) -> bytes:
         """Return a key for one purpose, the same in all replicas."""
@@ -74,8 +84,11 @@ class Replicas:
 
     async def tell(self) -> None:
         """Tell the others that the list of tools has changed; who is not reached finds out alone."""
+        await self._say("tools")
+
+    async def _say(self, news: str) -> None:
         with suppress(BrokerError):
-            await self._publish(news="tools")
+            await self._publish(news=news)
 
     async def claim(self, name: str) -> bool:
         """Say whether no replica has claimed `name` before.
@@ -110,7 +123,10 @@ class Replicas:
             try:
                 async with self._broker.listen(self._topic, self._hear, 1):
                     self.trouble = None
-                    await asyncio.Event().wait()
+                    await self._publish(news="hello")
+                    while True:
+                        await asyncio.sleep(BEAT_S)
+                        await self._publish(news="here")
             except BrokerError as exc:
                 if self.trouble != str(exc):
                     logger.warning("the other replicas of this server are not heard: %s", exc)
@@ -125,9 +141,15 @@ class Replicas:
             self._claims.setdefault(name, content.get("by", ""))
             if heard := self._waiting.get(name):
                 heard.set()
-        elif content.get("news") == "tools" and content.get("from") != self.name:
-            for listener in self._listeners:
-                listener()
+        elif content and content["from"] != self.name:
+            self._others[content["from"]] = time.monotonic()
+            if content["news"] == "hello":  # it does not know yet that we are here
+                task = asyncio.get_running_loop().create_task(self._say("here"), name="replicas.answer")
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
+            elif content["news"] == "tools":
+                for listener in self._listeners:
+                    listener()
 
     def _opened(self, payload: bytes) -> dict[str, Any]:
         mac, _, body = payload.partition(b" ")

@@ -61,6 +61,14 @@ class TestTogether:
                 assert sorted(won) == [False, False, False, True]
             assert not await three.claim("7")
 
+    async def test_each_knows_whether_it_is_alone(self, embedded: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("replicas.BEAT_S", 0.05)
+        async with replica(embedded) as one, replica(embedded, b"other key" * 2):
+            assert not one.several
+            async with replica(embedded) as two:
+                await until(lambda: one.several and two.several)
+            await until(lambda: not one.several)
+
     async def test_news_of_one_reaches_the_others_and_not_itself(self, embedded: Embedded) -> None:
         heard: list[str] = []
         async with replica(embedded) as one, replica(embedded) as two, replica(embedded, b"other key" * 2) as stranger:
@@ -202,6 +210,24 @@ async def test_a_session_that_its_client_has_ended_is_over(embedded: Embedded) -
         assert (await child.ask("DELETE", mcp_session_id=session)).status == 200
         assert (await child.ask(body=ping, mcp_session_id=session)).status == 404
         assert (await child.ask(body=ping, mcp_session_id=f"{session}0")).status == 404
+
+
+async def test_an_older_client_of_the_only_one_is_asked(embedded: Embedded) -> None:
+    async def person(context: Any, params: Any) -> ElicitResult:
+        return YES
+
+    publish(embedded, "old/alone", b"1", retain=True)
+    async with (
+        HTTPChild(settings(embedded, AUDIT_KEY=KEY, ACCESS_MODE="admin")) as child,
+        child.http() as http,
+        Client(
+            streamable_http_client(child.url, http_client=http), mode="legacy", elicitation_callback=person
+        ) as client,
+    ):
+        await child.said("connected to")
+        cleared = await Assistant(client).call("mqtt_clear_retained", topic_filter="old/alone", dry_run=False)
+
+    assert cleared["cleared"] == 1
 
 
 class TestBehindAProxy:
