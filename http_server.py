@@ -99,6 +99,7 @@ class _Uvicorn(uvicorn.Server):
 @asynccontextmanager
 async def serving(door: Door, where: socket.socket, tls: ssl.SSLContext | None = None) -> AsyncIterator[None]:
     """Serve what is behind a door on a bound socket, while in context; then end within a second."""
+    logging.getLogger("uvicorn.error").setLevel("WARNING")
     config = uvicorn.Config(
         door,
         http=_Connection,
@@ -240,7 +241,6 @@ async def mcp_over_http(config: Config, bridge: Bridge) -> AsyncIterator[Served]
     Raises:
         ConfigError: The port, the socket or the certificate cannot be had.
     """
-    logging.getLogger("uvicorn.error").setLevel("WARNING")
     logging.getLogger("mcp.server.streamable_http_manager").setLevel("ERROR")  # it names sessions, which are secrets
     http = config.http
     tls = tls_context(http)

@@ -156,7 +156,8 @@ def _rules_in_words(config: Config) -> dict[str, Any]:
         name: [each.text for each in value] if isinstance(value, tuple) else value
         for name, value in ((each.name, getattr(config.rules, each.name)) for each in fields(config.rules))
     }
-    return {"broker": config.broker.url, "access_mode": config.access_mode, "rules": rules}
+    clients = {"clients": {each.name: each.access for each in config.http.clients}} if config.http.clients else {}
+    return {"broker": config.broker.url, "access_mode": config.access_mode, "rules": rules, **clients}
 
 
 def _on_signals(react: Callable[[], None], *names: str) -> None:

@@ -182,8 +182,11 @@ class TestWhoMayComeIn:
                 assert (await me.call("server_status"))["policy"]["access"] == "read"
             async with child.assistant(token="w" * 40) as me:
                 await me.call("mqtt_publish", topic="a", payload="1")
-        (act,) = [each for each in map(json.loads, record.read_text().splitlines()) if each["event"] == "act"]
+        lines = [json.loads(line) for line in record.read_text().splitlines()]
+        (started,) = [each for each in lines if each["event"] == "started"]
+        (act,) = [each for each in lines if each["event"] == "act"]
 
+        assert started["clients"] == {"viewer": "read", "line-3": "write"}
         assert (act["principal"], act["transport"], act["address"]) == ("line-3", "http", "127.0.0.1")
         assert f"[{act['correlation']}]" in child.stderr
 
