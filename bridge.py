@@ -112,8 +112,7 @@ class Bridge:
         state = self._broker.state
         if state.connected:
             return 200, {"ready": True}
-        reason = state.last_error or "The first connection to the broker is being made."
-        return 503, {"ready": False, "reason": visible(hide_secrets(reason))}
+        return 503, {"ready": False, "reason": visible(hide_secrets(state.why_offline))}
 
     def _seals(self) -> RequestStateSecurity | None:
         """Return what seals questions that travel with a client; None for a key of this process alone."""

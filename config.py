@@ -105,6 +105,7 @@ _SCHEME_AND_PORT = {
     ("websockets", True): ("wss", 443),
 }
 _TLS_PORT = 8883
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound to, but looked up  # nosec
 _HIGHEST_PORT = 65_535
 
 _BROKER = re.compile(
@@ -121,7 +122,8 @@ _HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 _LONGEST_HOST_NAME = 253
 _WS_PATH = re.compile(r'/[!"$->@-~]*')  # printable ASCII but # and ?
 _ORIGIN = re.compile(r"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
-_CLIENT = re.compile(r"([A-Za-z0-9._-]{1,64})[ \t]+(read|write|admin)[ \t]+([0-9A-Fa-f]{64})")
+CLIENT_NAME = r"[A-Za-z0-9._-]{1,64}"
+_CLIENT = re.compile(rf"({CLIENT_NAME})[ \t]+(read|write|admin)[ \t]+([0-9A-Fa-f]{{64}})")
 _PLACEHOLDER = re.compile(r"\$\{[^}]*\}")
 _SIZE = re.compile(r"([0-9]{1,15}) ?(B|kB|MB|GB|KiB|MiB|GiB)?", re.IGNORECASE)
 _UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": 1024 * MIB}
@@ -370,6 +372,12 @@ class HTTPConfig:
     trusted_proxies: tuple[Network | None, ...] = ()
     rate_limit_per_minute: int = 30
     client_rate_limit_per_minute: int = 600
+
+    @property
+    def url(self) -> str:
+        """Where this machine finds the server, without a path."""
+        host = _EVERYWHERE.get(self.host, self.host)
+        return f"http{'s' if self.tls_cert else ''}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -635,7 +643,8 @@ def _is_host_name(text: str) -> bool:
     return len(name) <= _LONGEST_HOST_NAME and all(map(_HOST_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Say whether a name or address means this machine alone."""
     if _is_ip_address(host):
         return ipaddress.ip_address(host).is_loopback
     name = host.lower().removesuffix(".")
@@ -690,7 +699,7 @@ def _web_url(text: str) -> str:
 
 def _secure_url(text: str) -> str:
     url = urlsplit(_web_url(text))
-    if url.scheme == "http" and not _is_loopback(url.hostname or ""):
+    if url.scheme == "http" and not is_loopback(url.hostname or ""):
         raise ValueError("the key would travel unencrypted")
     return text
 
@@ -791,17 +800,14 @@ def _clients(text: str) -> tuple[Path, tuple[HTTPClient, ...]]:
         match = _CLIENT.fullmatch(line.strip())
         if not match:
             raise ValueError(f"line {number} is not a name, an access mode and the SHA-256 of a token")
-        client = HTTPClient(match[1], _access_mode(match[2]), bytes.fromhex(match[3]))
+        (access,) = (mode for mode in ACCESS_MODES if mode == match[2])
+        client = HTTPClient(match[1], access, bytes.fromhex(match[3]))
         if any(client.name == each.name or client.digest == each.digest for each in clients):
             raise ValueError(f"line {number} has the name or the token of an earlier one")
         clients.append(client)
     if not clients:
         raise ValueError("there is no line with a client in it, so nobody could come in")
     return path, tuple(clients)
-
-
-def _access_mode(text: str) -> AccessMode:
-    return "read" if text == "read" else "write" if text == "write" else "admin"
 
 
 def _audit_key(secret: SecretStr) -> SecretStr:
@@ -1291,7 +1297,7 @@ def _judge_http(http: HTTPConfig, report: _Report) -> None:
             f"{name} has no effect with MCP_UNIX_SOCKET." for name in ("MCP_HOST", "MCP_PORT") if name in given
         )
         return
-    if _is_loopback(http.host):
+    if is_loopback(http.host):
         if not http.clients and not given & {"MCP_TOKEN", "MCP_TOKENS_FILE"}:
             report.warnings.append("Every program on this machine may use the server: set MCP_TOKEN.")
         return
@@ -1315,7 +1321,7 @@ def _copilot(settings: _Settings, report: _Report) -> CopilotConfig:
     if len(copilot.missing) == 1 and not {"COPILOT_URL", "DO_AGENT_API_KEY"} <= report.given:
         report.warnings.append(f"There is no Copilot without {copilot.missing[0]}: set it too.")
     verifier = urlsplit(copilot.verifier_url or "")
-    if verifier.scheme == "http" and not _is_loopback(verifier.hostname or ""):
+    if verifier.scheme == "http" and not is_loopback(verifier.hostname or ""):
         report.warnings.append(f"LoT travels unencrypted to {verifier.hostname}: LOT_VERIFIER_API_URL has no https.")
     return copilot
 
@@ -1331,7 +1337,7 @@ def _judge(broker: BrokerConfig, report: _Report) -> None:
             report.warnings.append(
                 "MQTT_PASSWORD without MQTT_USER needs MQTT 5, which not every broker speaks: set both."
             )
-    if (broker.user or broker.password or broker.oauth) and not broker.tls and not _is_loopback(broker.host):
+    if (broker.user or broker.password or broker.oauth) and not broker.tls and not is_loopback(broker.host):
         report.warnings.append(f"The broker login travels unencrypted to {broker.host}: set MQTT_USE_TLS=true.")
     if broker.port == _TLS_PORT and not broker.tls:
         report.warnings.append(f"Port {_TLS_PORT} usually expects TLS, which is off: set MQTT_USE_TLS=true.")

@@ -21,7 +21,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 import logs
 from callers import SCOPE_KEY, Caller
-from config import HTTPConfig, Network
+from config import HTTPConfig, Network, is_loopback
 from measures import Measures
 
 Headers = list[tuple[bytes, bytes]]
@@ -173,7 +173,7 @@ class Door:
         if not _HOST.fullmatch(host):
             return False
         name, port = split_host(host)
-        if is_loopback(name) or name == self.config.host.lower():
+        if (is_loopback(name) and not name.endswith(".")) or name == self.config.host.lower():
             return True
         server = scope.get("server")
         if server and server[1] is not None and name == str(server[0]).lower():
@@ -197,14 +197,6 @@ def split_host(text: str) -> tuple[str, str]:
         return name, port.removeprefix(":")
     name, _, port = text.partition(":")
     return name, port
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a name or address means this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 def _address(scope: Scope, trusted: tuple[Network | None, ...]) -> str:

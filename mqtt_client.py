@@ -81,6 +81,11 @@ class ConnectionState:
     errors: int = 0
     """How many attempts to connect have failed, and how many connections were lost."""
 
+    @property
+    def why_offline(self) -> str:
+        """Why there is no connection, where there is none."""
+        return self.last_error or "The first connection to the broker is being made."
+
 
 @dataclass(slots=True)
 class Watch:

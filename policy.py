@@ -62,7 +62,8 @@ TOOLS: Final[Mapping[str, ToolRule]] = {
 """Every tool; `run_<name>` stands for those that actions have."""
 
 _COMMANDS: Final = "$SYS/Coreflux/Command"
-_REPLICAS: Final = "coreflux-mcp/replicas/"
+REPLICAS: Final = "coreflux-mcp/replicas/"
+"""Below it replicas of this server talk to each other."""
 _OWN_TOPICS: Final = "coreflux-mcp/response/"
 """Below it `mqtt_request` hears its answers, each on a topic that nobody else knows."""
 
@@ -114,8 +115,8 @@ class Policy:
                 allowed=False,
                 reason=f"Commands are not published to {_COMMANDS} by hand: use the lot_ tools or coreflux_command.",
             )
-        if topic.startswith(_REPLICAS):
-            return Verdict(allowed=False, reason=f"{_REPLICAS}# is for what replicas of this server tell each other.")
+        if topic.startswith(REPLICAS):
+            return Verdict(allowed=False, reason=f"{REPLICAS}# is for what replicas of this server tell each other.")
         if retain and topic.startswith("$SYS/"):
             return Verdict(allowed=False, reason=f"{shown(topic)}: nothing is retained below $SYS by hand.")
         for denied in self.rules.publish_deny:

@@ -22,9 +22,8 @@ from errors import BridgeError, BrokerError
 from inbox import Message
 from mqtt_client import Broker
 from mqtt_link import PublishProperties
+from policy import REPLICAS
 from topics import TopicFilter
-
-TOPICS: Final = "coreflux-mcp/replicas/"
 
 CLAIM_TIMEOUT_S: Final = 5.0
 """How long a claim may take to come back from the broker."""
@@ -49,7 +48,7 @@ class Replicas:
         self._broker = broker
         self._key = key
         self._seal = self.key("replicas")
-        self._topic = TopicFilter(f"{TOPICS}{self.key('fingerprint').hex()[:16]}")
+        self._topic = TopicFilter(f"{REPLICAS}{self.key('fingerprint').hex()[:16]}")
         self._claims: dict[str, str] = {}
         """Who came first, by what was claimed."""
         self._waiting: dict[str, asyncio.Event] = {}

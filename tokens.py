@@ -6,13 +6,10 @@ import re
 import secrets
 import sys
 from pathlib import Path
-from typing import Final
 
-from config import AccessMode
+from config import CLIENT_NAME, AccessMode
 from errors import BridgeError, ConfigError
 from sanitizer import hide_secrets
-
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 def run_token_new(name: str, access: AccessMode, path: Path | None) -> int:
@@ -24,7 +21,7 @@ def run_token_new(name: str, access: AccessMode, path: Path | None) -> int:
     """
     if path is None:
         raise ConfigError("MCP_TOKENS_FILE is not set: set it, or name the file with --file.")
-    if not _NAME.fullmatch(name):
+    if not re.fullmatch(CLIENT_NAME, name):
         raise BridgeError("A name has up to 64 letters, digits, dots, dashes and underscores.")
     token = f"cfx_{secrets.token_urlsafe(32)}"
     line = f"{name} {access} {hashlib.sha256(token.encode()).hexdigest()}\n"

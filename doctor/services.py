@@ -127,9 +127,7 @@ async def _port_finding(http: HTTPConfig, name: str, path: str) -> Finding:
     """Say whether a port is free, or ours already."""
     from http_server import bind  # noqa: PLC0415
 
-    scheme = "https" if http.tls_cert else "http"
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(http.host, http.host)  # noqa: S104 - as it is called from here # nosec
-    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{http.port}{path}"
+    url = f"{http.url}{path}"
     try:
         bind(http.host, http.port).close()
     except ConfigError as exc:

@@ -43,7 +43,6 @@ _ASK_FOR_TOKEN: Final = {
     "description": "The token that python server.py token new printed",
     "password": True,
 }
-_EVERYWHERE: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound to, but looked up  # nosec
 
 
 def started(client: Client, settings: Mapping[str, str], env_file: Path = ENV_FILE) -> Entry:
@@ -96,8 +95,7 @@ def address(http: HTTPConfig) -> str:
         raise InputError("Clients do not find a Unix socket: name the address of the proxy in front of it with --url.")
     if not http.port:
         raise InputError("MCP_PORT=0 is another port at each start: set MCP_PORT, or name the address with --url.")
-    host = _EVERYWHERE.get(http.host, http.host)
-    return f"http{'s' if http.tls_cert else ''}://{f'[{host}]' if ':' in host else host}:{http.port}/mcp"
+    return f"{http.url}/mcp"
 
 
 def link(client: Client, name: str, entry: Entry) -> str:

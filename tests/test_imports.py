@@ -97,7 +97,7 @@ OURS = {
     "demo": {"config", "errors", "mqtt_failures", "sanitizer", "screen", "simulator"},
     "demo_coreflux": {"config", "demo", "screen", "simulator"},
     "callers": {"config"},
-    "replicas": {"errors", "inbox", "mqtt_client", "mqtt_link", "topics"},
+    "replicas": {"errors", "inbox", "mqtt_client", "mqtt_link", "policy", "topics"},
     "bridge": BRIDGE | {"audit", "backups", "coreflux", "measures", "replicas", "resources", "tools"},
     "http_app": {"callers", "config", "logs", "measures"},
     "http_clients": {"audit", "callers", "config", "http_app", "limits", "measures", "sanitizer", "tools.answers"},

@@ -21,7 +21,8 @@ from config import BrokerConfig
 from errors import BridgeError
 from inbox import Inbox
 from mqtt_client import MqttClient
-from replicas import TOPICS, Replicas
+from policy import REPLICAS
+from replicas import Replicas
 from tests.assistant import ERAS, Assistant, Era
 from tests.brokers import Embedded, Watcher, publish
 from tests.child import settings
@@ -113,7 +114,7 @@ class TestTogether:
             (topic,) = fake.feeds
             fake.send(topic, forged)
 
-            assert topic.startswith(TOPICS)
+            assert topic.startswith(REPLICAS)
             assert heard == []
             assert await replicas.claim("a")
 

@@ -244,7 +244,7 @@ class ServerStatus:
         state, inbox = self._broker.state, self._broker.inbox
         advice: list[str] = []
         if not state.connected:
-            advice.append(state.last_error or "The first connection to the broker is being made.")
+            advice.append(state.why_offline)
         advice += [subscription.refusal for subscription in own if subscription.refusal]
         if len(own) > _SUBSCRIPTIONS_SHOWN:
             advice.append(f"{len(own) - _SUBSCRIPTIONS_SHOWN} more subscriptions are not shown.")
