@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx2
 from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.types import ElicitResult
 
 from tests.assistant import Assistant, Era
 from tests.child import COMMAND, START_TIMEOUT_S
@@ -80,12 +81,26 @@ class HTTPChild:
 
     @asynccontextmanager
     async def assistant(
-        self, era: Era = "auto", token: str = TOKEN, url: str = "", headers: Mapping[str, str] | None = None
+        self,
+        era: Era = "auto",
+        token: str = TOKEN,
+        url: str = "",
+        headers: Mapping[str, str] | None = None,
+        person: ElicitResult | None = None,
     ) -> AsyncIterator[Assistant]:
-        """Connect an assistant by the official client."""
+        """Connect an assistant by the official client; `person` is what is answered to every question."""
+
+        async def answer(context: Any, params: Any) -> ElicitResult:
+            assert person
+            return person
+
         async with (
             self.http(token, headers) as http,
-            Client(streamable_http_client(url or self.url, http_client=http), mode=era) as client,
+            Client(
+                streamable_http_client(url or self.url, http_client=http),
+                mode=era,
+                elicitation_callback=answer if person else None,
+            ) as client,
         ):
             yield Assistant(client)
 

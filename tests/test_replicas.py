@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mcp.client import Client
-from mcp.client.streamable_http import streamable_http_client
 from mcp.server.subscriptions import ToolsListChanged
 from mcp.types import ElicitResult
 
@@ -23,7 +21,7 @@ from inbox import Inbox
 from mqtt_client import MqttClient
 from policy import REPLICAS
 from replicas import Replicas
-from tests.assistant import ERAS, Assistant, Era
+from tests.assistant import ERAS, Era
 from tests.brokers import Embedded, Watcher, publish
 from tests.child import settings
 from tests.fake_broker import FakeBroker
@@ -214,19 +212,11 @@ async def test_a_session_that_its_client_has_ended_is_over(embedded: Embedded) -
 
 
 async def test_an_older_client_of_the_only_one_is_asked(embedded: Embedded) -> None:
-    async def person(context: Any, params: Any) -> ElicitResult:
-        return YES
-
     publish(embedded, "old/alone", b"1", retain=True)
-    async with (
-        HTTPChild(settings(embedded, AUDIT_KEY=KEY, ACCESS_MODE="admin")) as child,
-        child.http() as http,
-        Client(
-            streamable_http_client(child.url, http_client=http), mode="legacy", elicitation_callback=person
-        ) as client,
-    ):
-        await child.said("connected to")
-        cleared = await Assistant(client).call("mqtt_clear_retained", topic_filter="old/alone", dry_run=False)
+    async with HTTPChild(settings(embedded, AUDIT_KEY=KEY, ACCESS_MODE="admin")) as child:
+        async with child.assistant("legacy", person=YES) as me:
+            await child.said("connected to")
+            cleared = await me.call("mqtt_clear_retained", topic_filter="old/alone", dry_run=False)
 
     assert cleared["cleared"] == 1
 
@@ -303,33 +293,20 @@ class TestBehindAProxy:
         return told
 
     async def test_a_person_is_asked_through_the_proxy(self, embedded: Embedded, tmp_path: Path) -> None:
-        async def person(context: Any, params: Any) -> ElicitResult:
-            return YES
-
         publish(embedded, "old/value", b"1", retain=True)
-        async with (
-            two(embedded, tmp_path, ACCESS_MODE="admin") as (one, _, url),
-            one.http() as http,
-            Client(streamable_http_client(url, http_client=http), mode="auto", elicitation_callback=person) as client,
-        ):
-            me = Assistant(client)
-            cleared = await me.call("mqtt_clear_retained", topic_filter="old/value", dry_run=False)
+        async with two(embedded, tmp_path, ACCESS_MODE="admin") as (one, _, url):
+            async with one.assistant(url=url, person=YES) as me:
+                cleared = await me.call("mqtt_clear_retained", topic_filter="old/value", dry_run=False)
 
         assert cleared["cleared"] == 1
 
     async def test_an_older_client_that_cannot_be_asked_through_them_is_told_the_other_way(
         self, embedded: Embedded, tmp_path: Path
     ) -> None:
-        async def person(context: Any, params: Any) -> ElicitResult:
-            return YES
-
         publish(embedded, "old/value", b"1", retain=True)
-        async with (
-            two(embedded, tmp_path, ACCESS_MODE="admin") as (one, _, url),
-            one.http() as http,
-            Client(streamable_http_client(url, http_client=http), mode="legacy", elicitation_callback=person) as client,
-        ):
-            text = await Assistant(client).fail("mqtt_clear_retained", topic_filter="old/value", dry_run=False)
+        async with two(embedded, tmp_path, ACCESS_MODE="admin") as (one, _, url):
+            async with one.assistant("legacy", url=url, person=YES) as me:
+                text = await me.fail("mqtt_clear_retained", topic_filter="old/value", dry_run=False)
 
         assert "CONFIRM_FALLBACK=approve-file" in text
 
