@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import secrets
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from errors import BridgeError
+from private_files import write_json
 
 VALID_S: Final = 600.0
 """How long a question waits for its answer, and an answer for its act."""
@@ -107,14 +107,8 @@ class Approvals:
             yield approval
 
     def _write(self, approval: Approval) -> None:
-        path = self._path(approval.id)
-        fresh = path.with_suffix(".new")
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                json.dump(asdict(approval), file)
-            fresh.replace(path)
+            write_json(self._path(approval.id), asdict(approval))
         except OSError as exc:
             raise BridgeError(f"Nothing can be written to {self.directory} ({exc.strerror}).") from exc
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Final, Literal
 
 from errors import BridgeError
 from lot import Kind
+from private_files import write_json
 from sanitizer import shortened
 
 State = Literal["begun", "applied", "rolled back", "not rolled back", "restored"]
@@ -74,7 +74,6 @@ class Backups:
             entities=list(entities),
         )
         try:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._write(backup)
         except OSError as exc:
             raise BridgeError(
@@ -98,7 +97,7 @@ class Backups:
         if not _ID.fullmatch(backup_id):
             raise BridgeError(f"{shortened(backup_id, 60)!r} is no name of a backup.")
         try:
-            found = json.loads((self.directory / f"{backup_id}.json").read_text(encoding="utf-8"))
+            found = json.loads(self._path(backup_id).read_text(encoding="utf-8"))
             entities = [Saved(**each) for each in found.pop("entities")]
             return Backup(**found, entities=entities)
         except FileNotFoundError:
@@ -119,18 +118,13 @@ class Backups:
         return [each for each in self.all() if each.broker == broker and each.state in {"begun", "not rolled back"}]
 
     def _write(self, backup: Backup) -> None:
-        """Write as a whole or not at all."""
-        path = self.directory / f"{backup.id}.json"
-        fresh = path.with_suffix(".new")
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(asdict(backup), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
+        write_json(self._path(backup.id), asdict(backup))
+
+    def _path(self, backup_id: str) -> Path:
+        return self.directory / f"{backup_id}.json"
 
     def _tidy(self) -> None:
         done = [each for each in self.all() if each.state in {"applied", "rolled back", "restored"}]
         for each in done[: max(0, len(done) - KEPT)]:
             with contextlib.suppress(OSError):
-                (self.directory / f"{each.id}.json").unlink()
+                self._path(each.id).unlink()

@@ -58,7 +58,7 @@ class Bridge:
         self._copilot = copilot or CopilotClient(config.copilot)
         self._replicas = replicas
         self._undo = Undo()
-        self._backups = Backups(config.state_dir / "backups")
+        self._backups = Backups(config.backups_dir)
         self._coreflux = Coreflux(broker)
         limits = Limits(config.rules)
         self.measures: Final = Measures(Sources(VERSION, broker, self._copilot, self.audit, limits))

@@ -397,7 +397,7 @@ class Config:
         access_mode: What the assistant may do; over HTTP each client has its own.
         action_tools: Whether each action of a Coreflux broker that runs on request is a tool of its own.
         warnings: Sentences about settings that work but should not stay so, for the log and `server_status`.
-        state_dir: Where backups are kept: the platform's folder for the state of programs.
+        state_dir: Where the server keeps what outlives it: the platform's folder for the state of programs.
         files: What was read besides the environment, by the name of the setting it is for; a file may be missing.
     """
 
@@ -420,6 +420,16 @@ class Config:
     def tls(self) -> TLSConfig | None:
         """How TLS is done; None when it is off."""
         return self.broker.tls
+
+    @property
+    def backups_dir(self) -> Path:
+        """Where is kept what was deployed before a change."""
+        return self.state_dir / "backups"
+
+    @property
+    def approvals_dir(self) -> Path:
+        """Where acts wait for a person's yes."""
+        return self.state_dir / "approvals"
 
     @classmethod
     def from_env(

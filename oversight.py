@@ -19,7 +19,7 @@ def run_approve(approval_id: str | None, config: Config) -> int:
         BridgeError: There is no such act, or nobody sits at the terminal.
     """
     screen = _screen()
-    approvals = Approvals(config.state_dir / "approvals")
+    approvals = Approvals(config.approvals_dir)
     if approval_id is None:
         for approval in approvals.waiting():
             screen.print(f"{approval.id}  {approval.act}")

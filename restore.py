@@ -19,7 +19,7 @@ def run_backups(act: str, backup_id: str | None, config: Config) -> int:
         BridgeError: There is no such backup, or the broker did not take it back.
     """
     screen = Screen(highlight=False, soft_wrap=True, markup=False)
-    backups = Backups(config.state_dir / "backups")
+    backups = Backups(config.backups_dir)
     if act == "list":
         _list(screen, backups)
         return 0

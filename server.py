@@ -193,7 +193,7 @@ def serve(env_file: Path) -> int:
     logs.set_up(config.logs)
     for warning in config.warnings:
         logger.warning("%s", warning)
-    for backup in Backups(config.state_dir / "backups").unfinished(config.broker.url):
+    for backup in Backups(config.backups_dir).unfinished(config.broker.url):
         logger.warning("a change of %s did not end: see python server.py backups show %s", backup.created, backup.id)
     try:
         asyncio.run(serve_until_stopped(config, read))

@@ -104,12 +104,11 @@ class SettingsChecks:
         if config.audit.file and config.audit.file.is_symlink():
             told = True
             yield failed(f"AUDIT_FILE: {config.audit.file} is a symbolic link", "Set AUDIT_FILE to the file itself.")
-        for name in ("backups", "approvals"):
-            directory = config.state_dir / name
+        for directory in (config.backups_dir, config.approvals_dir):
             if trouble := _unwritable_directory(directory):
                 told = True
                 yield failed(
-                    f"{directory} cannot be written ({trouble}): there would be no {name}",
+                    f"{directory} cannot be written ({trouble}): there would be no {directory.name}",
                     f"Give the user of the server the right to write to {config.state_dir}, or set XDG_STATE_HOME.",
                 )
         if not told:

@@ -59,7 +59,7 @@ class Gate:
         self._config = config
         self._broker = broker
         self._limit_told_at = -1.0
-        self._confirmations = Confirmations(config.rules, Approvals(config.state_dir / "approvals"), audit, once)
+        self._confirmations = Confirmations(config.rules, Approvals(config.approvals_dir), audit, once)
 
     async def call(
         self,
