@@ -6,16 +6,14 @@ The only file that knows `os.environ`.
 import difflib
 import hashlib
 import io
-import ipaddress
 import os
 import re
-import ssl
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from dotenv.parser import parse_stream
 from platformdirs import user_state_path
@@ -29,7 +27,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from errors import ConfigError, InputError
+import setting_values as checked
+from errors import ConfigError
 from sanitizer import add_known
 from topics import TopicFilter
 
@@ -37,7 +36,6 @@ Confirm = Literal["destructive", "overwrite", "every"]
 Fallback = Literal["refuse", "approve-file", "allow"]
 AccessMode = Literal["read", "write", "admin"]
 ProtocolVersion = Literal["auto", "5", "3.1.1"]
-Transport = Literal["tcp", "websockets"]
 TLSVersion = Literal["1.2", "1.3"]
 ServerTransport = Literal["stdio", "http"]
 LogLevel = Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL", "NONE"]
@@ -88,15 +86,6 @@ _CALLED_ELSEWHERE = {
 ACCESS_MODES: tuple[AccessMode, ...] = ("read", "write", "admin")
 _ALIKE = 0.87  # one or two letters wrong; LOG_DIR and LOG_FILE (0.67) or ACCESS_TOKEN and ACCESS_MODE (0.78) are not
 
-_SCHEMES: dict[str, tuple[Transport, bool]] = {
-    "mqtt": ("tcp", False),
-    "tcp": ("tcp", False),
-    "mqtts": ("tcp", True),
-    "ssl": ("tcp", True),
-    "tls": ("tcp", True),
-    "ws": ("websockets", False),
-    "wss": ("websockets", True),
-}
 # A WebSocket has the ports of the web, however it is asked for: by URL or by MQTT_TRANSPORT.
 _SCHEME_AND_PORT = {
     ("tcp", False): ("mqtt", 1883),
@@ -106,32 +95,11 @@ _SCHEME_AND_PORT = {
 }
 _TLS_PORT = 8883
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound to, but looked up  # nosec
-_HIGHEST_PORT = 65_535
-
-_BROKER = re.compile(
-    r"(?:(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://)?"
-    r"(?:(?P<login>[^/?#]*)@)?"
-    r"(?P<host>\[[^\[\]]*\]|[^\[\]:/?#@]*)"
-    r"(?::(?P<port>[0-9]{1,5}))?"
-    r"(?P<path>/[^?#]*)?"
-)
 # In a broken URL a login, a port that is no number, a query and a fragment may be a password.
 _BROKER_WITHOUT_A_PASSWORD = re.compile(r"(?:[A-Za-z0-9+.-]*://)?[^:/?#@]*(?::[0-9]*)?(?:/[^:?#@]*)?")
-_HOST_CHARACTERS = re.compile(r"[A-Za-z0-9:.%_-]+")
-_HOST_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
-_LONGEST_HOST_NAME = 253
-_WS_PATH = re.compile(r'/[!"$->@-~]*')  # printable ASCII but # and ?
-_ORIGIN = re.compile(r"https?://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 CLIENT_NAME = r"[A-Za-z0-9._-]{1,64}"
 _CLIENT = re.compile(rf"({CLIENT_NAME})[ \t]+(read|write|admin)[ \t]+([0-9A-Fa-f]{{64}})")
 _PLACEHOLDER = re.compile(r"\$\{[^}]*\}")
-_SIZE = re.compile(r"([0-9]{1,15}) ?(B|kB|MB|GB|KiB|MiB|GiB)?", re.IGNORECASE)
-_UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": 1024 * MIB}
-
-_LONGEST_FIELD = 65_535  # bytes of a string or of binary data in MQTT
-_SHORTEST_KEY = 16  # characters of AUDIT_KEY
-_SHORTEST_TOKEN = 32  # characters of MCP_TOKEN
-_READ_AT_MOST = MIB  # of a file that is named in a setting; a bundle of every public CA has 250 KB
 _SHOWN_AT_MOST = 100  # characters of a bad value
 
 _DOCKER_SECRETS = Path("/run/secrets")  # where the user of a container may be "others", and nobody else is
@@ -215,7 +183,7 @@ class BrokerConfig:
     client_id: str = field(default_factory=_random_client_id)
     client_id_fixed: bool = False
     protocol: ProtocolVersion = "auto"
-    transport: Transport = "tcp"
+    transport: checked.Transport = "tcp"
     ws_path: str = "/mqtt"
     keepalive_s: int = 30
     session_expiry_s: int = 0
@@ -338,9 +306,6 @@ class HTTPClient(NamedTuple):
     """SHA-256 of the token."""
 
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HTTPConfig:
     """MCP over HTTP: where, for whom, how much.
@@ -369,7 +334,7 @@ class HTTPConfig:
     several: bool = False
     allowed_origins: tuple[str, ...] = ()
     allowed_hosts: tuple[str, ...] = ()
-    trusted_proxies: tuple[Network | None, ...] = ()
+    trusted_proxies: tuple[checked.Network | None, ...] = ()
     rate_limit_per_minute: int = 30
     client_rate_limit_per_minute: int = 600
 
@@ -512,7 +477,7 @@ def tokens_file(environ: Mapping[str, str] | None = None, *, env_file: Path | No
     """Return what MCP_TOKENS_FILE says, also while the file is not there yet."""
     environ, report = os.environ if environ is None else environ, _Report()
     text = _find("MCP_TOKENS_FILE", environ, _read_dotenv(env_file, report) if env_file else {}, report)
-    return _path(text) if text else None
+    return checked.path(text) if text else None
 
 
 def settings_to_pass_on(environ: Mapping[str, str] | None = None) -> tuple[dict[str, str], list[str]]:
@@ -528,7 +493,7 @@ def _wherever_it_starts(name: str, value: str) -> str:
     if name not in _PATHS:
         return value
     try:
-        return str(_path(value.strip()).absolute())
+        return str(checked.path(value.strip()).absolute())
     except ValueError:
         return value
 
@@ -574,237 +539,15 @@ class _Report:
             self.exposed.append(f"{what} can be read by others (mode {mode & 0o777:03o}): run chmod 600 on it.")
 
 
-class _Address(NamedTuple):
-    """What MQTT_BROKER says; None where it says nothing."""
-
-    host: str = "localhost"
-    port: int | None = None
-    transport: Transport | None = None
-    tls: bool = False
-    path: str | None = None
-    user: str | None = None
-    password: SecretStr | None = None
-    embedded: bool = False
-
-
-def _address(text: str) -> _Address:
-    """Read what people paste as a broker's address.
-
-    Raises:
-        ValueError: It is none. The text says why and repeats nothing of it, because it may hold a password.
-    """
-    if text.lower() == "embedded":
-        return _Address(host="127.0.0.1", transport="tcp", embedded=True)
-    bare_ipv6 = text.count(":") > 1 and not set(text) & set("[/@")
-    match = _BROKER.fullmatch(f"[{text}]" if bare_ipv6 else text)
-    if not match:
-        raise ValueError("this cannot be read as an address")
-    scheme = (match["scheme"] or "").lower()
-    if scheme and scheme not in _SCHEMES:
-        raise ValueError("the URL's scheme is not known")
-    transport, tls = _SCHEMES.get(scheme, (None, False))
-    port = int(match["port"]) if match["port"] else None
-    if port is not None and not 1 <= port <= _HIGHEST_PORT:
-        raise ValueError("the port is out of range")
-    path = None if match["path"] in {None, "/"} else _ws_path(match["path"])
-    if path and transport != "websockets":
-        raise ValueError("only ws:// and wss:// have a path")
-    user, _, password = (match["login"] or "").partition(":")
-    add_known(password)
-    add_known(_percent_decoded(password))
-    return _Address(
-        host=_ipv6(match["host"][1:-1]) if match["host"].startswith("[") else _host(match["host"]),
-        port=port,
-        transport=transport,
-        tls=tls,
-        path=path,
-        user=_mqtt_string(_percent_decoded(user)) or None,
-        password=_secret_text(SecretStr(_percent_decoded(password))) if password else None,
-    )
-
-
-def _ipv6(text: str) -> str:
-    if ":" not in text:
-        raise ValueError("brackets are for IPv6 addresses")
-    return _host(text)
-
-
-def _host(text: str) -> str:
-    """Check a host name or an IP address without brackets."""
-    if not text.isascii():
-        raise ValueError("an international host name has to be in its xn-- form")
-    if not (_HOST_CHARACTERS.fullmatch(text) and (_is_ip_address(text) or _is_host_name(text))):
-        raise ValueError("the host is neither a name nor an IP address")
-    return text
-
-
-def _is_ip_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_host_name(text: str) -> bool:
-    name = text.removesuffix(".")
-    labels = name.split(".")
-    # What ends in a number is meant as an IPv4 address.
-    return len(name) <= _LONGEST_HOST_NAME and all(map(_HOST_LABEL.fullmatch, labels)) and not labels[-1].isdigit()
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether a name or address means this machine alone."""
-    if _is_ip_address(host):
-        return ipaddress.ip_address(host).is_loopback
-    name = host.lower().removesuffix(".")
-    return name == "localhost" or name.endswith(".localhost")
-
-
-def _percent_decoded(text: str) -> str:
-    try:
-        return unquote(text, errors="strict")
-    except UnicodeDecodeError:
-        raise ValueError("the login is not percent-encoded UTF-8") from None
-
-
-def _mqtt_string(text: str) -> str:
-    if not text.isprintable() or len(text.encode()) > _LONGEST_FIELD:
-        raise ValueError("it is too long or has a character that cannot be seen")
-    return text
-
-
-def _secret_text(secret: SecretStr) -> SecretStr:
-    try:
-        size = len(secret.get_secret_value().encode())
-    except UnicodeEncodeError as exc:
-        raise ValueError(_cause(exc)) from None
-    if size > _LONGEST_FIELD:
-        raise ValueError("it is too long")
-    return secret
-
-
-def _ws_path(text: str) -> str:
-    if not _WS_PATH.fullmatch(text):
-        raise ValueError("the path has to begin with / and can have no query and no fragment")
-    return text
-
-
-def _header_value(secret: SecretStr) -> SecretStr:
-    if not re.fullmatch(r"[!-~]{1,4096}", secret.get_secret_value()):
-        raise ValueError("it cannot be sent in a header")
-    return secret
-
-
-def _web_url(text: str) -> str:
-    try:
-        url = urlsplit(text)
-        good = url.scheme in ("http", "https") and "@" not in url.netloc and not url.fragment and url.port != 0
-    except ValueError:  # its text has the port, which may be a part of a password
-        good = False
-    if not good or not (_is_ip_address(url.hostname or "") or _is_host_name(url.hostname or "")):
-        raise ValueError("it is no URL of the web, or has a login or a fragment")
-    return text
-
-
-def _secure_url(text: str) -> str:
-    url = urlsplit(_web_url(text))
-    if url.scheme == "http" and not is_loopback(url.hostname or ""):
-        raise ValueError("the key would travel unencrypted")
-    return text
-
-
-def _copilot_url(text: str) -> str:
-    """Complete the address of an agent: people paste it with or without the path of the API."""
-    url = urlsplit(_secure_url(text))
-    path = url.path.rstrip("/")
-    if not path.endswith("/chat/completions"):
-        path = f"{path or '/api/v1'}/chat/completions"
-        return urlunsplit((url.scheme, url.netloc, path, url.query or "agent=true", ""))
-    return text
-
-
-def _size(text: str) -> int:
-    match = _SIZE.fullmatch(text)
-    if not match:
-        raise ValueError("this is no size")
-    return int(match[1]) * _UNITS[(match[2] or "b").lower()]
-
-
-def _filters(text: str) -> tuple[TopicFilter, ...]:
-    try:
-        found = tuple(TopicFilter(part.strip()) for part in text.split(",") if part.strip())
-    except InputError as exc:
-        raise ValueError(str(exc).removesuffix(".")) from None
-    if any(each.share_name for each in found):
-        raise ValueError("a rule is about topics, so $share/ has no place in it")
-    return found
-
-
-def _token(secret: SecretStr) -> SecretStr:
-    if len(_header_value(secret).get_secret_value()) < _SHORTEST_TOKEN:
-        raise ValueError("it is too short")
-    return secret
-
-
-def _bind_host(text: str) -> str:
-    """Check where to listen; people write * for every address."""
-    return "0.0.0.0" if text == "*" else _host(text.removeprefix("[").removesuffix("]"))  # noqa: S104  # nosec
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not port.isascii() or not port.isdigit() or int(port) > _HIGHEST_PORT:
-        raise ValueError("there is no such port")
-    return _bind_host(host) if host else "127.0.0.1", int(port)
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    found = tuple(part.lower().removesuffix("/") for part in _parts(text))
-    if "*" in found:
-        raise ValueError("every page of the web could use the server; name the origins")
-    if not all(map(_ORIGIN.fullmatch, found)):
-        raise ValueError("an origin has a scheme, a host and no path")
-    return tuple(_without_usual_port(each) for each in found)
-
-
-def _without_usual_port(origin: str) -> str:
-    """Write an origin as browsers do (RFC 6454, 6.1)."""
-    return origin.removesuffix(":80" if origin.startswith("http:") else ":443")
-
-
-def _hosts(text: str) -> tuple[str, ...]:
-    found = tuple(part.lower() for part in _parts(text))
-    for each in found:
-        name, _, port = each.rpartition(":") if not each.endswith("]") else (each, "", "")
-        if not name:
-            name, port = each, ""
-        if port and not (port == "*" or (port.isdigit() and int(port) <= _HIGHEST_PORT)):
-            raise ValueError("there is no such port")
-        _host(name.removeprefix("[").removesuffix("]"))
-    return found
-
-
-def _proxies(text: str) -> tuple[Network | None, ...]:
-    try:
-        return tuple(None if part == "unix" else ipaddress.ip_network(part) for part in _parts(text))
-    except ValueError:
-        raise ValueError("one of them is no IP address and no network") from None
-
-
 def _clients(text: str) -> tuple[Path, tuple[HTTPClient, ...]]:
     """Read the file of tokens: on each line a name, an access mode and the SHA-256 of a token.
 
     Raises:
         ValueError: It cannot be used. The text has the number of the line and nothing of its content.
     """
-    path = _readable_file(text)
+    path = checked.readable_file(text)
     clients: list[HTTPClient] = []
-    for number, line in enumerate(_read(path)[0].decode(errors="replace").splitlines(), 1):
+    for number, line in enumerate(checked.read_file(path)[0].decode(errors="replace").splitlines(), 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         match = _CLIENT.fullmatch(line.strip())
@@ -820,69 +563,29 @@ def _clients(text: str) -> tuple[Path, tuple[HTTPClient, ...]]:
     return path, tuple(clients)
 
 
-def _audit_key(secret: SecretStr) -> SecretStr:
-    if len(_secret_text(secret).get_secret_value()) < _SHORTEST_KEY:
-        raise ValueError("it is too short")
-    return secret
-
-
-def _ciphers(text: str) -> str:
-    try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers(text)
-    except ssl.SSLError:
-        raise ValueError("OpenSSL knows no cipher of these") from None
-    return text
-
-
-def _path(text: str) -> Path:
-    try:
-        return Path(text).expanduser()
-    except RuntimeError as exc:  # the home directory of ~ is not known
-        raise ValueError(_cause(exc)) from None
-
-
-def _readable_file(text: str) -> Path:
-    path = _path(text)
-    try:
-        _read(path)
-    except OSError as exc:
-        raise ValueError(_cause(exc)) from None
-    return path
-
-
-def _read(path: Path) -> tuple[bytes, int]:
-    """Return the first MiB of a file, and its mode."""
-    with path.open("rb") as file:
-        return file.read(_READ_AT_MOST), os.fstat(file.fileno()).st_mode
-
-
-def _cause(exc: Exception) -> str:
-    """Say what is wrong with a file or a text, without its name or content."""
-    if isinstance(exc, UnicodeError):
-        return "it is not UTF-8"
-    return str(exc.strerror) if isinstance(exc, OSError) else str(exc).removesuffix(".")
-
-
 def _number(default: int | None, low: int, high: int) -> Any:
     return Field(default, ge=low, le=high, description=f"a whole number from {low} to {high}")
 
 
 def _size_between(default: int, low: str, high: str) -> Any:
     return Field(
-        default, ge=_size(low), le=_size(high), description=f"a size like 4096, 16 KiB or 64MiB, from {low} to {high}"
+        default,
+        ge=checked.size(low),
+        le=checked.size(high),
+        description=f"a size like 4096, 16 KiB or 64MiB, from {low} to {high}",
     )
 
 
 _Lower = BeforeValidator(str.lower)
 _Upper = BeforeValidator(str.upper)
-_Size = Annotated[int, BeforeValidator(_size)]
-_Filters = Annotated[tuple[TopicFilter, ...], PlainValidator(_filters)]
+_Size = Annotated[int, BeforeValidator(checked.size)]
+_Filters = Annotated[tuple[TopicFilter, ...], PlainValidator(checked.filters)]
 _FILTERS = "MQTT topic filters with commas between them"
-_ReadableFile = Annotated[Path, BeforeValidator(_readable_file)]
-_MQTTString = Annotated[str, AfterValidator(_mqtt_string)]
-_MQTTSecret = Annotated[SecretStr, AfterValidator(_secret_text)]
+_ReadableFile = Annotated[Path, BeforeValidator(checked.readable_file)]
+_MQTTString = Annotated[str, AfterValidator(checked.mqtt_string)]
+_MQTTSecret = Annotated[SecretStr, AfterValidator(checked.secret_text)]
 _FLAG = "true or false, yes or no, on or off, 1 or 0"
-_STRING = f"a text of at most {_LONGEST_FIELD} bytes in UTF-8"
+_STRING = f"a text of at most {checked.LONGEST_FIELD} bytes in UTF-8"
 _FILE = "the path of a readable PEM file"
 
 
@@ -891,18 +594,18 @@ class _Settings(BaseSettings):
 
     model_config = SettingsConfigDict(validate_default=False)
 
-    MQTT_BROKER: Annotated[_Address, PlainValidator(_address)] = Field(
-        _Address(),
+    MQTT_BROKER: Annotated[checked.Address, PlainValidator(checked.address)] = Field(
+        checked.Address(),
         description="a host name in ASCII or an IP address, with :PORT or without, "
         "a URL (mqtt:// mqtts:// ws:// wss://), or embedded",
     )
-    MQTT_PORT: int | None = _number(None, 1, _HIGHEST_PORT)
+    MQTT_PORT: int | None = _number(None, 1, checked.HIGHEST_PORT)
     MQTT_USER: _MQTTString | None = Field(None, description=_STRING)
     MQTT_PASSWORD: _MQTTSecret | None = Field(None, description=_STRING)
     MQTT_CLIENT_ID: _MQTTString | None = Field(None, description=_STRING)
     MQTT_PROTOCOL: Annotated[ProtocolVersion, _Lower] = Field("auto", description="auto, 5 or 3.1.1")
-    MQTT_TRANSPORT: Annotated[Transport, _Lower] | None = Field(None, description="tcp or websockets")
-    MQTT_WS_PATH: Annotated[str, AfterValidator(_ws_path)] | None = Field(None, description="a path like /mqtt")
+    MQTT_TRANSPORT: Annotated[checked.Transport, _Lower] | None = Field(None, description="tcp or websockets")
+    MQTT_WS_PATH: Annotated[str, AfterValidator(checked.ws_path)] | None = Field(None, description="a path like /mqtt")
     MQTT_KEEPALIVE_S: int = _number(30, 5, 65_535)
     MQTT_SESSION_EXPIRY_S: int = _number(0, 0, 4_294_967_295)
     MQTT_CONNECT_TIMEOUT_S: int = _number(10, 1, 300)
@@ -913,20 +616,22 @@ class _Settings(BaseSettings):
     MQTT_CLIENT_KEY: _ReadableFile | None = Field(None, description=_FILE)
     MQTT_CLIENT_KEY_PASSWORD: _MQTTSecret | None = Field(None, description=_STRING)
     MQTT_TLS_MIN_VERSION: TLSVersion = Field("1.2", description="1.2 or 1.3")
-    MQTT_TLS_CIPHERS: Annotated[str, AfterValidator(_ciphers)] | None = Field(
+    MQTT_TLS_CIPHERS: Annotated[str, AfterValidator(checked.ciphers)] | None = Field(
         None, description="an OpenSSL cipher list"
     )
-    MQTT_TLS_SERVER_NAME: Annotated[str, AfterValidator(_host)] | None = Field(None, description="a host name in ASCII")
+    MQTT_TLS_SERVER_NAME: Annotated[str, AfterValidator(checked.host)] | None = Field(
+        None, description="a host name in ASCII"
+    )
     MQTT_TLS_INSECURE: bool = Field(default=False, description=_FLAG)
 
-    DO_AGENT_API_KEY: Annotated[SecretStr, AfterValidator(_header_value)] | None = Field(
+    DO_AGENT_API_KEY: Annotated[SecretStr, AfterValidator(checked.header_value)] | None = Field(
         None, description="the access key of the agent's endpoint, in ASCII and without blanks"
     )
-    COPILOT_URL: Annotated[str, AfterValidator(_copilot_url)] | None = Field(
+    COPILOT_URL: Annotated[str, AfterValidator(checked.copilot_url)] | None = Field(
         None, description="an https URL without a login, like https://NAME.agents.do-ai.run"
     )
     COPILOT_TIMEOUT_S: int = _number(60, 1, 600)
-    LOT_VERIFIER_API_URL: Annotated[str, AfterValidator(_web_url)] | None = Field(
+    LOT_VERIFIER_API_URL: Annotated[str, AfterValidator(checked.web_url)] | None = Field(
         None, description="an http or https URL without a login"
     )
 
@@ -948,52 +653,54 @@ class _Settings(BaseSettings):
     BUFFER_MAX_BYTES: _Size = _size_between(64 * MIB, "1 KiB", "1024 GiB")
     RESULT_MAX_BYTES: _Size = _size_between(16 * KIB, "1 KiB", "1 MiB")
 
-    AUDIT_FILE: Annotated[Path, BeforeValidator(_path)] | None = Field(None, description="the path of a file")
-    AUDIT_KEY: Annotated[SecretStr, AfterValidator(_audit_key)] | None = Field(
+    AUDIT_FILE: Annotated[Path, BeforeValidator(checked.path)] | None = Field(None, description="the path of a file")
+    AUDIT_KEY: Annotated[SecretStr, AfterValidator(checked.audit_key)] | None = Field(
         None, description="a text of at least 16 characters"
     )
     AUDIT_REQUIRED: bool = Field(default=False, description=_FLAG)
 
     LOG_LEVEL: Annotated[LogLevel, _Upper] = Field("INFO", description="DEBUG, INFO, WARNING, ERROR, CRITICAL or NONE")
     LOG_FORMAT: Annotated[LogFormat, _Lower] = Field("text", description="text or json")
-    LOG_FILE: Annotated[Path, BeforeValidator(_path)] | None = Field(None, description="the path of a file")
+    LOG_FILE: Annotated[Path, BeforeValidator(checked.path)] | None = Field(None, description="the path of a file")
     STRICT_PERMISSIONS: bool = Field(default=False, description=_FLAG)
 
     MCP_TRANSPORT: Annotated[ServerTransport, _Lower] = Field("stdio", description="stdio or http")
-    MCP_HOST: Annotated[str, AfterValidator(_bind_host)] = Field(
+    MCP_HOST: Annotated[str, AfterValidator(checked.bind_host)] = Field(
         "127.0.0.1", description="an IP address or a host name of this machine"
     )
-    MCP_PORT: int = _number(8765, 0, _HIGHEST_PORT)
-    MCP_UNIX_SOCKET: Annotated[Path, BeforeValidator(_path)] | None = Field(None, description="the path of a socket")
+    MCP_PORT: int = _number(8765, 0, checked.HIGHEST_PORT)
+    MCP_UNIX_SOCKET: Annotated[Path, BeforeValidator(checked.path)] | None = Field(
+        None, description="the path of a socket"
+    )
     MCP_TLS_CERT: _ReadableFile | None = Field(None, description=_FILE)
     MCP_TLS_KEY: _ReadableFile | None = Field(None, description=_FILE)
-    MCP_TOKEN: Annotated[SecretStr, AfterValidator(_token)] | None = Field(
-        None, description=f"at least {_SHORTEST_TOKEN} characters, in ASCII and without blanks"
+    MCP_TOKEN: Annotated[SecretStr, AfterValidator(checked.token)] | None = Field(
+        None, description=f"at least {checked.SHORTEST_TOKEN} characters, in ASCII and without blanks"
     )
     MCP_TOKENS_FILE: Annotated[tuple[Path, tuple[HTTPClient, ...]], PlainValidator(_clients)] | None = Field(
         None, description="a file with a line for each client: NAME read|write|admin SHA-256-OF-ITS-TOKEN"
     )
-    MCP_ALLOWED_ORIGINS: Annotated[tuple[str, ...], PlainValidator(_origins)] = Field(
+    MCP_ALLOWED_ORIGINS: Annotated[tuple[str, ...], PlainValidator(checked.origins)] = Field(
         (), description="origins like https://app.example.com with commas between them"
     )
-    MCP_ALLOWED_HOSTS: Annotated[tuple[str, ...], PlainValidator(_hosts)] = Field(
+    MCP_ALLOWED_HOSTS: Annotated[tuple[str, ...], PlainValidator(checked.hosts)] = Field(
         (), description="host names, with :PORT or without, with commas between them"
     )
-    MCP_TRUSTED_PROXIES: Annotated[tuple[Network | None, ...], PlainValidator(_proxies)] = Field(
+    MCP_TRUSTED_PROXIES: Annotated[tuple[checked.Network | None, ...], PlainValidator(checked.proxies)] = Field(
         (), description="IP addresses or networks like 10.0.0.0/8 with commas between them, or unix"
     )
     MCP_RATE_LIMIT_PER_MINUTE: int = _number(30, 1, 1_000_000)
     MCP_CLIENT_RATE_LIMIT_PER_MINUTE: int = _number(600, 1, 10_000_000)
-    METRICS_PORT: Annotated[tuple[str, int], PlainValidator(_host_and_port)] | None = Field(
+    METRICS_PORT: Annotated[tuple[str, int], PlainValidator(checked.host_and_port)] | None = Field(
         None, description="a port, or HOST:PORT to serve not only this machine"
     )
 
-    MQTT_OAUTH_TOKEN_URL: Annotated[str, AfterValidator(_secure_url)] | None = Field(
+    MQTT_OAUTH_TOKEN_URL: Annotated[str, AfterValidator(checked.secure_url)] | None = Field(
         None, description="an https URL without a login"
     )
-    MQTT_OAUTH_CLIENT_ID: Annotated[str, AfterValidator(_mqtt_string)] | None = Field(None, description=_STRING)
+    MQTT_OAUTH_CLIENT_ID: Annotated[str, AfterValidator(checked.mqtt_string)] | None = Field(None, description=_STRING)
     MQTT_OAUTH_CLIENT_SECRET: _MQTTSecret | None = Field(None, description=_STRING)
-    MQTT_OAUTH_SCOPE: Annotated[str, AfterValidator(_mqtt_string)] | None = Field(
+    MQTT_OAUTH_SCOPE: Annotated[str, AfterValidator(checked.mqtt_string)] | None = Field(
         None, description="scopes with blanks between them"
     )
 
@@ -1029,12 +736,12 @@ _OUR_PREFIXES = tuple({f"{name.partition('_')[0]}_" for name in SETTINGS})
 def _read_dotenv(path: Path, report: _Report) -> dict[str, str]:
     report.files[str(path)] = path
     try:
-        content, mode = _read(path)
+        content, mode = checked.read_file(path)
         lines = list(parse_stream(io.StringIO(content.decode("utf-8-sig"))))  # Notepad writes the mark
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as exc:
-        report.problems.append(f"{path}: {_cause(exc)}; expected a readable file of NAME=value lines.")
+        report.problems.append(f"{path}: {checked.cause(exc)}; expected a readable file of NAME=value lines.")
         return {}
     variables = {}
     for line in lines:
@@ -1087,12 +794,12 @@ def _find(name: str, environ: Mapping[str, str], dotenv: Mapping[str, str], repo
 
 def _from_file(name: str, where: str, file: str, report: _Report, *, credential: bool = False) -> str | None:
     try:
-        path = report.files[name] = _path(file)
-        content, mode = _read(path)
+        path = report.files[name] = checked.path(file)
+        content, mode = checked.read_file(path)
         text = content.decode()
     except (OSError, ValueError) as exc:
         if not (credential and isinstance(exc, FileNotFoundError)):
-            report.refuse(name, f"{where}: {_cause(exc)}; expected a file that holds {name}.")
+            report.refuse(name, f"{where}: {checked.cause(exc)}; expected a file that holds {name}.")
         return None
     if name in SECRETS and _DOCKER_SECRETS not in path.parents:
         # systemd lets one user read a credential by an ACL, which shows as a right of the group.
@@ -1181,7 +888,7 @@ def _check_client_certificate(settings: _Settings, report: _Report) -> None:
         name, file = "MQTT_CLIENT_CERT", settings.MQTT_CLIENT_CERT
     if not file:
         return
-    content, mode = _read(file)
+    content, mode = checked.read_file(file)
     where = f"{name}={_shown(str(file))}"
     if b"PRIVATE KEY" not in content:
         report.problems.append(f"{where}: there is no private key in it; expected one, or MQTT_CLIENT_KEY to name it.")
@@ -1298,7 +1005,7 @@ def _judge_http(http: HTTPConfig, report: _Report) -> None:
             report.problems.append(f"{name} is set without {other}: set both.")
     if http.tls_key:
         where = f"MCP_TLS_KEY={_shown(str(http.tls_key))}"
-        content, mode = _read(http.tls_key)
+        content, mode = checked.read_file(http.tls_key)
         if b"PRIVATE KEY" not in content or b"ENCRYPTED" in content:
             report.problems.append(f"{where}: expected a private key that is not encrypted.")
         report.check_private(where, mode)
@@ -1307,7 +1014,7 @@ def _judge_http(http: HTTPConfig, report: _Report) -> None:
             f"{name} has no effect with MCP_UNIX_SOCKET." for name in ("MCP_HOST", "MCP_PORT") if name in given
         )
         return
-    if is_loopback(http.host):
+    if checked.is_loopback(http.host):
         if not http.clients and not given & {"MCP_TOKEN", "MCP_TOKENS_FILE"}:
             report.warnings.append("Every program on this machine may use the server: set MCP_TOKEN.")
         return
@@ -1331,7 +1038,7 @@ def _copilot(settings: _Settings, report: _Report) -> CopilotConfig:
     if len(copilot.missing) == 1 and not {"COPILOT_URL", "DO_AGENT_API_KEY"} <= report.given:
         report.warnings.append(f"There is no Copilot without {copilot.missing[0]}: set it too.")
     verifier = urlsplit(copilot.verifier_url or "")
-    if verifier.scheme == "http" and not is_loopback(verifier.hostname or ""):
+    if verifier.scheme == "http" and not checked.is_loopback(verifier.hostname or ""):
         report.warnings.append(f"LoT travels unencrypted to {verifier.hostname}: LOT_VERIFIER_API_URL has no https.")
     return copilot
 
@@ -1347,7 +1054,7 @@ def _judge(broker: BrokerConfig, report: _Report) -> None:
             report.warnings.append(
                 "MQTT_PASSWORD without MQTT_USER needs MQTT 5, which not every broker speaks: set both."
             )
-    if (broker.user or broker.password or broker.oauth) and not broker.tls and not is_loopback(broker.host):
+    if (broker.user or broker.password or broker.oauth) and not broker.tls and not checked.is_loopback(broker.host):
         report.warnings.append(f"The broker login travels unencrypted to {broker.host}: set MQTT_USE_TLS=true.")
     if broker.port == _TLS_PORT and not broker.tls:
         report.warnings.append(f"Port {_TLS_PORT} usually expects TLS, which is off: set MQTT_USE_TLS=true.")

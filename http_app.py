@@ -21,8 +21,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 import logs
 from callers import SCOPE_KEY, Caller
-from config import HTTPConfig, Network, is_loopback
+from config import HTTPConfig
 from measures import Measures
+from setting_values import Network, is_loopback
 
 Headers = list[tuple[bytes, bytes]]
 Endpoint = Callable[["Exchange"], Awaitable[None]]
