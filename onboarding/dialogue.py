@@ -4,6 +4,7 @@ Nothing is written before every question has its answer; what is secret is neith
 """
 
 import getpass
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -58,6 +59,7 @@ def run_setup(env_file: Path, *, dry_run: bool) -> int:
             "setup asks a person at a terminal, and there is none. Copy .env.example to .env and edit it instead."
         )
     logs.set_up(Logs(level="ERROR"))  # a failed attempt is told here, and once
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script may have started us with Ctrl-C ignored
     setup = Setup(env_file, dry_run=dry_run)
     try:
         return setup.run()

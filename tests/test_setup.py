@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ WRONG = f"wrong-{os.urandom(6).hex()}"
 class Person(Terminal):
     """Somebody who sets the server up, with a home of their own."""
 
-    def __init__(self, directory: Path, *options: str, **environment: str) -> None:
+    def __init__(self, directory: Path, *options: str, started_by: Sequence[str] = (), **environment: str) -> None:
         self.env_file = directory / ".env"
         self.home = directory / "home"
         self.home.mkdir(exist_ok=True)
@@ -38,7 +38,7 @@ class Person(Terminal):
         if "MQTT_BROKER" not in environment:
             del surroundings["MQTT_BROKER"]
         command = [sys.executable, str(ROOT / "server.py"), "--env-file", str(self.env_file), "setup", *options]
-        super().__init__(command, surroundings, directory)
+        super().__init__([*started_by, *command], surroundings, directory)
 
     def says_who(self, user: str = "", password: str = "") -> None:
         """Answer about the login."""
@@ -350,6 +350,15 @@ def test_giving_up_leaves_everything_as_it_was(make_mosquitto: Made, tmp_path: P
     assert "Stopped. Nothing was written." in person.screen
     assert "Traceback" not in person.screen
     assert person.files == {".env": "LOG_LEVEL=DEBUG\n"}
+
+
+def test_ctrl_c_ends_it_also_where_it_was_started_by_what_ignores_that(tmp_path: Path) -> None:
+    with Person(tmp_path, started_by=["sh", "-c", 'trap "" INT; exec "$@"', "sh"]) as person:
+        person.wait_for("or embedded")
+        person.interrupt()
+        assert person.ended() == 1
+
+    assert "Stopped. Nothing was written." in person.screen
 
 
 def test_without_a_terminal_nothing_is_asked(tmp_path: Path) -> None:
