@@ -52,6 +52,7 @@ _QUIET_S: Final = 0.5
 _LONGEST_LOOK_S: Final = 5.0
 _MOST_FOLLOWED: Final = 1000
 _LONGEST_WORDS: Final = 200
+_LONGEST_NAMED: Final = 80
 _STILL_CONNECTED_S: Final = 1.0
 """How often who follows looks whether the connection is still the same."""
 
@@ -67,14 +68,21 @@ ROOTS: Final[Mapping[Kind, str]] = {
 }
 """Where the source of each kind of entity is to be read. Python scripts have no topic in 2.x [v2]."""
 
-_SECRET_VERBS: Final = {"adduser", "changeuserpassword", "setsecret", "addproject", "addroute"}
-"""Whose payload may carry a password, a secret or a URL with a token."""
+_OPEN: Final = {
+    *("addaction", "addmodel", "addrule", "addpython", "addpanel", "addvisu", "addtheme", "updatevisustate"),
+    *("actiontrace", "lotdiagnostic", "routecode", "panelcode", "checkrouteconnection", "connectionstatus"),
+    *("loadproject", "unloadproject", "duplicateproject", "projectstatus", "projectmanifest", "projectcheckout"),
+    *("addusertogroup", "changeusersettings", "installpythonpackage", "restorerules", "loadlicense", "runaction"),
+}
+"""Whose arguments hold no secret by their nature, and may be shown; so may those of what lists, gets and removes."""
+_NAMES_FIRST: Final = {"adduser", "changeuserpassword", "setsecret", "setenv"}
+"""Whose first argument, up to a `=`, says whom or what it is about, and whose rest is secret."""
 
 _GUARDED: Final = {
     *("restorerules", "changeuserpassword", "changeusersettings", "loadlicense", "installpythonpackage", "addrule"),
-    "unloadproject",
+    *("loadproject", "unloadproject", "addusertogroup"),
 }
-"""What can take away or lock out, besides everything that removes or uninstalls: a person is asked before."""
+"""What can take away, replace what runs, or lock out, besides everything that removes or uninstalls."""
 
 _NO_REPLY: Final = {"updatedata"}
 _VERB = re.compile(r"--?[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*")
@@ -164,12 +172,16 @@ def check_command(command: str) -> str:
 
 
 def is_guarded(command: str) -> bool:
-    """Say whether a command can destroy or lock out: the broker reference's guard list, and what it advises besides."""
-    verb = verb_of(command)
+    """Say whether a command can destroy or lock out, so that a person is asked: the broker reference's guard list.
+
+    Also when that stands further on in the text: whether a broker takes several commands in one is not known.
+    """
+    words = [word.strip("\"';") for word in command.split()]
+    verbs = {verb_of(word) for word in words if word.startswith("-")}
     return (
-        verb in _GUARDED
-        or verb.startswith(("remove", "uninstall", "assetdefault"))
-        or (verb == "addproject" and command.rsplit(maxsplit=1)[-1].lower() == "load")
+        not verbs.isdisjoint(_GUARDED)
+        or any(verb.startswith(("remove", "uninstall", "assetdefault")) for verb in verbs)
+        or ("addproject" in verbs and "load" in (word.lower() for word in words))
     )
 
 
@@ -392,9 +404,18 @@ class Coreflux:
 
 
 def named(command: str) -> str:
-    """Show a command in words that may be logged: its verb, and its first line where that holds no secret."""
+    """Show a command on one line that may be logged: its verb, and of the rest what can be no secret."""
     first = command.split("\n", 1)[0]
-    return first.split(None, 1)[0] if verb_of(command) in _SECRET_VERBS else shown(shortened(first, 80))[1:-1]
+    words = first.split()
+    if verb_of(command) in _NAMES_FIRST:
+        return shown(shortened(" ".join(words[:2]).partition("=")[0], _LONGEST_NAMED))[1:-1]
+    return shown(shortened(first, _LONGEST_NAMED))[1:-1] if is_open(command) else words[0]
+
+
+def is_open(command: str) -> bool:
+    """Say whether the whole of a command may be shown: it is known what it is, and that holds no secret."""
+    verb = verb_of(command)
+    return verb in _OPEN or (verb.startswith(("list", "get", "remove", "uninstall")) and "token" not in verb)
 
 
 def in_words(text: str) -> str:

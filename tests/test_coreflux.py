@@ -12,7 +12,7 @@ from pydantic import SecretStr
 import coreflux as module
 from backups import Backups
 from config import BrokerConfig
-from coreflux import Coreflux, check_command, check_name, is_guarded
+from coreflux import Coreflux, check_command, check_name, is_guarded, named
 from deployment import Outcome, deploy, in_order, plan, put_back
 from errors import BrokerRefusedError, BrokerSilentError, InputError, NotCorefluxError
 from inbox import Inbox
@@ -105,9 +105,17 @@ class TestNames:
             ("-loadLicense /x", True),
             ("-installPythonPackage x", True),
             ("-unloadProject", True),
+            ("-loadProject Plant", True),
+            ("-addUserToGroup assistant Admins", True),
             ("-addRule DEFINE RULE X WITH PRIORITY 200 FOR Publish\n    DENY", True),
             ("-addProject https://x Plant load", True),
+            ('-addProject https://x Plant "load"', True),
             ("-addProject https://x Plant", False),
+            ("-listRoutes\n-removeAllRules", True),
+            ("-listRoutes\u2028--remove-all-rules", True),
+            ("-listRoutes ; -removeAllRules", True),
+            ('-addAction DEFINE ACTION A\nON EVERY 5 SECONDS DO\n    PUBLISH TOPIC "x" WITH "-removeAllRules"', True),
+            ("-addPython # Script Name: X\ny = (a\n -b)", False),
             ("-uninstall-with-token a b", True),
             ("-asset-default-config x", True),
             ("-listRoutes", False),
@@ -117,6 +125,29 @@ class TestNames:
     )
     def test_what_can_destroy_or_lock_out_is_guarded_however_it_is_written(self, command: str, guarded: bool) -> None:
         assert is_guarded(check_command(command)) is guarded
+
+    @pytest.mark.parametrize(
+        ("command", "words"),
+        [
+            ("-removeRoute R", "-removeRoute R"),
+            ("--list-user-groups bob", "--list-user-groups bob"),
+            ("-addRule DEFINE RULE R\n    DENY", "-addRule DEFINE RULE R"),
+            ("-changeUserPassword bob hunter22", "-changeUserPassword bob"),
+            ("-addUser bob hunter22", "-addUser bob"),
+            ("-setSecret PLC=hunter22", "-setSecret PLC"),
+            ("-setEnv PLC=hunter22", "-setEnv PLC"),
+            ("--set-env", "--set-env"),
+            ("-addProject https://hunter22@git.example.com/p Plant", "-addProject"),
+            ("-projectPull P https://hunter22@git.example.com/p", "-projectPull"),
+            ("-routeCertificates cert64:hunter22", "-routeCertificates"),
+            ("-addRoute DEFINE ROUTE R WITH TYPE X\n    PASSWORD hunter22", "-addRoute"),
+            ("-install-with-token asset hunter22", "-install-with-token"),
+            ("-uninstall-with-token asset hunter22", "-uninstall-with-token"),
+            ("-whatComesNext hunter22", "-whatComesNext"),
+        ],
+    )
+    def test_of_a_command_only_what_can_be_no_secret_is_written_down(self, command: str, words: str) -> None:
+        assert named(command) == words
 
 
 class TestChannel:
