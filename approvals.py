@@ -27,6 +27,7 @@ class Approval:
     Attributes:
         id: How a person names it.
         act: What will happen, in words.
+        content: What is sent, in lines that begin with "| "; "" for nothing.
         digest: What it is bound to: the tool, all of its arguments and the broker.
         until: Until when it is good, in epoch seconds.
         approved: Whether a person said yes.
@@ -34,6 +35,7 @@ class Approval:
 
     id: str
     act: str
+    content: str
     digest: str
     until: float
     approved: bool = False
@@ -45,7 +47,7 @@ class Approvals:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
-    def ask(self, act: str, digest: str) -> Approval:
+    def ask(self, act: str, content: str, digest: str) -> Approval:
         """Put a question there, or find the same one that still waits.
 
         Raises:
@@ -57,7 +59,7 @@ class Approvals:
                 return approval
         if len(waiting) >= MOST_WAITING:
             raise BridgeError(f"{len(waiting)} acts already wait for a person: python server.py approve lists them.")
-        approval = Approval(secrets.token_hex(4), act, digest, time.time() + VALID_S)
+        approval = Approval(secrets.token_hex(4), act, content, digest, time.time() + VALID_S)
         self._write(approval)
         return approval
 

@@ -63,8 +63,9 @@ class Bridge:
         limits = Limits(config.rules)
         self.measures: Final = Measures(Sources(VERSION, broker, self._copilot, self.audit, limits))
         self.gate = Gate(config, broker.state.broker, limits, self.audit, replicas or OnceHere(), self.measures)
-        self._policed = PolicedBroker(broker, Policy(config.rules), limits)
-        self._lot = Lot(broker, self._coreflux, self._copilot, self._backups, config.bounds)
+        policy = Policy(config.rules)
+        self._policed = PolicedBroker(broker, policy, limits)
+        self._lot = Lot(broker, self._coreflux, self._copilot, self._backups, config.bounds, policy)
 
     def server(self, access: AccessMode) -> MCPServer[None]:
         """Make a server with the tools that an access mode has."""
@@ -95,7 +96,7 @@ class Bridge:
             tools=[tool for toolset in (status, messaging, self._lot, copilot) for tool in toolset.tools(expose)],
             lifespan=actions.current if actions else None,
             subscriptions=actions.changes.bus if actions else False,
-            middleware=[last_look, actions.changes.middleware] if actions else [last_look],
+            middleware=[last_look, self.gate.limited, *([actions.changes.middleware] if actions else [])],
             request_state_security=self._seals(),
             log_level="WARNING",
         )

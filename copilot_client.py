@@ -358,7 +358,7 @@ def _told_to_wait(headers: httpx2.Headers) -> float:
         reset = float(headers.get("ratelimit-reset", ""))
     except ValueError:
         return 0.0
-    return max(0.0, reset - time.time()) if headers.get("ratelimit-remaining") == "0" else 0.0
+    return min(max(0.0, reset - time.time()), _A_YEAR_S) if headers.get("ratelimit-remaining") == "0" else 0.0
 
 
 async def _read_all(response: httpx2.Response) -> bytes:

@@ -6,8 +6,8 @@ queues here: what is too much is refused, and told when to come back. Everything
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 from config import Rules
@@ -19,6 +19,9 @@ MESSAGES_PER_MINUTE: Final = 60_000
 
 MAX_TOPICS: Final = 4_096
 """Topics whose messages are counted; past that the half that has used up least of its allowance starts anew."""
+
+MOST_QUESTIONS: Final = 10
+"""To a person, at once: nobody reads more."""
 
 _MESSAGES_PER_S: Final = MESSAGES_PER_MINUTE / 60
 _ROUNDING: Final = 1e-6
@@ -64,6 +67,7 @@ class Limits:
         self._calls = Bucket(now())
         self._quick = _UnderWay()
         self._waiting = _UnderWay()
+        self._asking = 0
         self._topics: dict[int, Bucket] = {}  # by hash: a topic can be 64 KiB long
         self._refused = 0
 
@@ -93,6 +97,24 @@ class Limits:
         kind = self._waiting if waits else self._quick
         kind.count += 1
         return kind
+
+    @contextmanager
+    def while_asking(self, *, waits: bool) -> Iterator[None]:
+        """Let a call that is under way ask a person, in a room of its own: who waits for that keeps nobody else out.
+
+        Raises:
+            LimitError: Too many questions wait already.
+        """
+        if self._asking >= MOST_QUESTIONS:
+            raise self._refusal(f"{MOST_QUESTIONS} questions wait for a person: come back when one is answered.")
+        kind = self._waiting if waits else self._quick
+        self._asking += 1
+        kind.count -= 1
+        try:
+            yield
+        finally:
+            kind.count += 1
+            self._asking -= 1
 
     def message(self, topic: str) -> None:
         """Count a message that is to be published.

@@ -28,6 +28,8 @@ def run_approve(approval_id: str | None, config: Config) -> int:
         return 0
     approval = approvals.find(approval_id)
     screen.print(f"The assistant wants to {approval.act}.")
+    if approval.content:
+        screen.print(approval.content)
     if not sys.stdin.isatty():
         raise BridgeError("Only a person at a terminal can allow it; nothing was allowed.")
     if input("Allow this once? Type yes: ").strip().lower() != "yes":

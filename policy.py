@@ -4,12 +4,13 @@ The tools are in one table, and everything else about a tool follows from its ro
 clients about itself, whether a person is asked, whether it is recorded, and how long it may take.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from config import ACCESS_MODES, AccessMode, Rules
-from errors import PolicyRefusedError
+from errors import InputError, PolicyRefusedError
 from topics import TopicFilter, shown
 
 Effect = Literal["looks", "handles", "writes", "deletes"]
@@ -64,8 +65,20 @@ TOOLS: Final[Mapping[str, ToolRule]] = {
 _COMMANDS: Final = "$SYS/Coreflux/Command"
 REPLICAS: Final = "coreflux-mcp/replicas/"
 """Below it replicas of this server talk to each other."""
-_OWN_TOPICS: Final = "coreflux-mcp/response/"
-"""Below it `mqtt_request` hears its answers, each on a topic that nobody else knows."""
+_NOT_OURS: Final = {
+    "$SYS/Coreflux/": "what the broker itself tells",
+    REPLICAS: "what replicas of this server tell each other",
+}
+"""Below what nothing is published by hand, and whose it is."""
+
+
+def response_root(client_id: str) -> str:
+    """Return below what `mqtt_request` hears its answers, each on a topic that nobody else knows."""
+    return f"coreflux-mcp/response/{_IN_A_FILTER.sub('_', client_id)}/"
+
+
+_IN_A_FILTER: Final = re.compile(r"[+#/]")
+"""What a broker that assigns client ids could put into one."""
 
 
 def rule_of(tool: str) -> ToolRule:
@@ -115,8 +128,9 @@ class Policy:
                 allowed=False,
                 reason=f"Commands are not published to {_COMMANDS} by hand: use the lot_ tools or coreflux_command.",
             )
-        if topic.startswith(REPLICAS):
-            return Verdict(allowed=False, reason=f"{REPLICAS}# is for what replicas of this server tell each other.")
+        for root, whose in _NOT_OURS.items():
+            if topic.startswith(root):
+                return Verdict(allowed=False, reason=f"{root}# is for {whose}.")
         if retain and topic.startswith("$SYS/"):
             return Verdict(allowed=False, reason=f"{shown(topic)}: nothing is retained below $SYS by hand.")
         for denied in self.rules.publish_deny:
@@ -160,7 +174,7 @@ class Policy:
         Raises:
             PolicyRefusedError: It is not allowed.
         """
-        if own and not wanted.has_wildcard and wanted.text.startswith(f"{_OWN_TOPICS}{own}/"):
+        if own and not wanted.has_wildcard and wanted.text.startswith(response_root(own)):
             return
         verdict = self.subscribe(wanted)
         if not verdict.allowed:
@@ -187,6 +201,13 @@ class Policy:
         if not filters:
             raise PolicyRefusedError(f"Nothing of {shown(wanted.text)} is open. {' '.join(left_out)}")
         return Look(tuple(filters), tuple(left_out))
+
+    def readable(self, topic: str) -> bool:
+        """Say whether a topic is within what the rules open, a text that is no topic never."""
+        try:
+            return self.subscribe(TopicFilter(topic)).allowed
+        except InputError:
+            return False
 
     def open(self, topic: str) -> bool:
         """Say whether a topic may be read."""

@@ -172,7 +172,8 @@ class Resources:
                 picture = await self._coreflux.entities([kind])
             except BridgeError:
                 return []  # nothing to propose; who reads the entity is told why
-            names = [each.name for each in picture.entities if _is_name(kind, each.name)]
+            readable = [each.name for each in picture.entities if _is_name(kind, each.name)]
+            names = [name for name in readable if visible(name) == name]  # one with escapes would name nothing
             self._names[kind] = (time.monotonic(), names)
         return names
 

@@ -284,12 +284,17 @@ async def test_a_service_is_left_alone_as_long_as_it_says(x: Exchange, told: str
 FAR = 1_000_000
 
 
+A_YEAR_S = 31_536_000
+
+
 @pytest.mark.parametrize(
     ("limits", "wait_s"),
     [
         (lambda: failure(429, retry_after=FAR), FAR),
         (lambda: failure(503, retry_after=datetime.fromtimestamp(time.time() + FAR, UTC)), FAR),
         (lambda: failure(429, reset=int(time.time()) + FAR), FAR),
+        (lambda: replace(failure(429), headers={"retry-after": "inf"}), A_YEAR_S),
+        (lambda: replace(failure(429), headers={"ratelimit-reset": "inf", "ratelimit-remaining": "0"}), A_YEAR_S),
         (lambda: failure(429, retry_after=61), 61),
         (lambda: failure(429, retry_after=5), 5),  # longer than the whole question may take
     ],

@@ -58,14 +58,14 @@ OURS = {
     "mqtt_client": {"config", "dispatch", "errors", "inbox", "mqtt_failures", "mqtt_link", "mqtt_oauth", "topics"},
     "rotation": {"config", "errors"},
     "tools": set(),
-    "tools.answers": {"inbox", "sanitizer"},
+    "tools.answers": {"errors", "inbox", "sanitizer"},
     "tools.conditions": {"errors", "inbox", "topics"},
     "approvals": {"errors", "private_files"},
     "tools.confirm": {"approvals", "audit", "config", "errors"},
     "tools.gate": BRIDGE | {"approvals", "audit", "callers", "logs", "measures", "tools.answers", "tools.confirm"},
     "tools.expose": {"config", "errors", "policy", "sanitizer", "tools.answers", "tools.gate", "topics"},
     "tools.policed": BRIDGE,
-    "tools.undo": {"inbox", "tools.answers"},
+    "tools.undo": {"inbox", "sanitizer", "tools.answers"},
     "tools.changes": {"replicas"},
     "tools.actions": TOOLSET | {"coreflux", "lot", "tools.changes", "tools.lot"},
     "tools.copilot": TOOLSET | {"coreflux", "lot", "tools.lot"},
@@ -106,6 +106,7 @@ OURS = {
     "http_server": {"bridge", "config", "errors", "http_app", "http_clients", "metrics"},
     "tokens": {"config", "errors", "sanitizer"},
     "health": {"config", "errors", "sanitizer"},
+    "stdio": set(),
     "server": BRIDGE
     | {
         "audit",
@@ -122,6 +123,7 @@ OURS = {
         "onboarding",
         "http_server",
         "simulator",
+        "stdio",
         "tokens",
     },
     "simulator": {"simulator"},
@@ -129,7 +131,7 @@ OURS = {
 """What each file may import of ours; a folder's name stands for all that is in it."""
 
 ONLY_IN = {
-    "mcp": {"bridge", "demo", "http_clients", "resources", "server", "tools"},
+    "mcp": {"bridge", "demo", "http_clients", "resources", "server", "stdio", "tools"},
     "starlette": {"http_app", "http_clients"},
     "uvicorn": {"http_server"},
     "paho": {"mqtt_link", "simulator.plant"},

@@ -1,5 +1,6 @@
 """The LoT tools as an assistant uses them, on the development broker's Coreflux personality."""
 
+import asyncio
 import json
 import os
 import signal
@@ -12,7 +13,7 @@ import pytest
 from mcp.client import Client
 
 from backups import Backups
-from config import BrokerConfig, Config
+from config import BrokerConfig, Config, Rules
 from server import build_server
 from simulator.coreflux import ACCOUNTS, Options
 from simulator.coreflux import Coreflux as Personality
@@ -22,6 +23,7 @@ from tests.brokers import Embedded, Mosquitto
 from tests.child import COMMAND, Child, settings
 from tests.test_coreflux import BEAT, CLOSED, FASTER, OPEN, PUMP, connected
 from tests.wire import until
+from topics import TopicFilter
 
 pytestmark = pytest.mark.anyio
 
@@ -32,6 +34,8 @@ DO
     SET "gap" WITH ({hi} - {lo})
 RETURN
     OUTPUT gap"""
+
+LONG = "\n".join(f'    PUBLISH TOPIC "long/{number}" WITH "1"' for number in range(20))
 
 FIVE_MISTAKES = """DEFINE ACTION Watch
 ON EVERY 5 DO
@@ -183,6 +187,52 @@ async def test_a_diagnosis_has_the_last_error_and_the_next_runs(me: Assistant, p
 
     assert answer["error"] == "division by zero"
     assert "Beat" in json.dumps(answer["report"])
+
+
+async def test_what_an_action_does_on_closed_topics_is_not_told(broker: Embedded, tmp_path: Path) -> None:
+    rules = Rules(fallback="allow", subscribe_deny=(TopicFilter("secret/#"),))
+    config = Config(access_mode="admin", rules=rules, broker=BrokerConfig(), state_dir=tmp_path)
+    async with connected(broker) as client, Client(build_server(config, client)) as mcp:
+        me = Assistant(mcp)
+        await me.call("lot_deploy", code=BEAT.replace('"beat"', '"secret/beat"'))
+        diagnosing = asyncio.create_task(me.call("lot_diagnose", kind="action", name="Beat"))
+        while not (await me.call("coreflux_command", command="-actionTrace status"))["data"]:
+            await asyncio.sleep(0)
+        ran = await me.call("lot_run_action", name="Beat", arguments={"topic": "secret/x", "payload": "4711"})
+        diagnosis = await diagnosing
+
+    (published,) = ran["data"]["published"]
+    assert published == {"topic": "secret/beat", "left_out": "SUBSCRIBE_ALLOW or SUBSCRIBE_DENY closes this topic"}
+    assert len(diagnosis["trace"]) == 1
+    assert "secret/beat" in json.dumps(diagnosis["trace"])
+    assert "4711" not in json.dumps(diagnosis["trace"])
+
+
+async def test_a_removal_that_the_broker_refuses_is_over(me: Assistant, personality: Personality) -> None:
+    await me.call("lot_deploy", code=BEAT)
+    personality.inject(Fault(Wrong.FAILING, "RemoveAction"))
+    await me.fail("lot_remove", kind="action", name="Beat")
+
+    assert not any("did not end" in each for each in (await me.call("server_status"))["advice"])
+
+
+@pytest.mark.parametrize("name", ["Größe", "a.b", "9x"])
+async def test_a_name_that_no_broker_takes_is_found_before_anything_is_sent(
+    me: Assistant, personality: Personality, name: str
+) -> None:
+    words = await me.fail("lot_deploy", code=f"{BEAT}\n\n{BEAT.replace('Beat', name)}")
+
+    assert "put back" not in words
+    assert personality.entities() == {}
+
+
+async def test_a_large_plan_is_cut_to_what_an_answer_may_have(me: Assistant) -> None:
+    code = "\n\n".join(BEAT.replace("Beat", f"Beat{number}") + "\n" + LONG for number in range(60))
+    answer = await me.call("lot_deploy", code=code, dry_run=True)
+
+    assert len(json.dumps(answer)) <= 16 * 1024
+    assert answer["omitted"] > 0
+    assert len(answer["plan"]) == 60
 
 
 async def test_a_command_that_the_broker_refuses_is_an_error(me: Assistant) -> None:

@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import json
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+import sanitizer
 from config import Bounds, Config
 from mqtt_link import PublishProperties
 from server import build_server
@@ -365,6 +367,28 @@ class TestBadData:
 
 
 class TestTopics:
+    async def test_a_look_at_what_is_held_says_that_there_is_no_connection(
+        self, me: Assistant, fake: FakeBroker
+    ) -> None:
+        fake.go_offline()
+
+        assert (await me.call("mqtt_topics", listen_s=0))["connected_throughout"] is False
+
+    async def test_a_secret_in_a_binary_payload_is_not_shown_in_part(
+        self, me: Assistant, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        secret = f"known-{os.urandom(12).hex()}"
+        monkeypatch.setattr(sanitizer, "_process", sanitizer._KnownValues([secret]))  # noqa: SLF001
+        fake.send("raw", b"\xff" * 8 + secret.encode() * 9000, retain=True)
+
+        seen = await me.call("mqtt_topics", listen_s=0.05)
+        read = await me.call("mqtt_read", topic_filter="raw", max_bytes=4096)
+
+        shown = base64.b64decode(read["messages"][0]["payload"].partition("[")[0] + "==", validate=False)
+        for part in (secret[:8], secret[-8:]):
+            assert part.encode().hex() not in json.dumps(seen)
+            assert part.encode() not in shown
+
     async def test_topics_are_listed_with_a_sample_and_found_by_text(self, me: Assistant, fake: FakeBroker) -> None:
         fake.send("plant/a", b"1.5", retain=True)
         fake.send("plant/b", b'{"x": 1}', retain=True)
@@ -518,6 +542,45 @@ class TestRequest:
         assert "was published" in text
         assert "no response came" in text
 
+    async def test_an_outage_meanwhile_is_told(self, me: Assistant, fake: FakeBroker) -> None:
+        asking = asyncio.create_task(me.fail("mqtt_request", topic="device/do", payload="now", timeout_s=0.3))
+        await until(lambda: fake.published)
+        fake.go_offline()
+        fake.come_back()
+
+        assert "connection was lost meanwhile" in await asking
+
+    async def test_a_response_counts_without_the_acknowledgement_of_the_request(
+        self, me: Assistant, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def never_acknowledged(*_: object, properties: PublishProperties, **__: object) -> None:
+            fake.send(properties.response_topic, b"done", properties={"correlation_data": properties.correlation_data})
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(fake, "publish", never_acknowledged)
+
+        answer = await me.call("mqtt_request", topic="device/do", payload="now")
+
+        assert answer["response"]["payload"] == "done"
+
+    async def test_without_any_answer_it_is_not_known_whether_the_request_was_taken(
+        self, me: Assistant, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def never_acknowledged(*_: object, **__: object) -> None:
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(fake, "publish", never_acknowledged)
+
+        text = await me.fail("mqtt_request", topic="device/do", payload="now", timeout_s=0.1)
+
+        assert "may have been taken or not" in text
+
+    async def test_the_request_is_never_taken_for_its_response(self, me: Assistant, fake: FakeBroker) -> None:
+        text = await me.fail("mqtt_request", topic="device/do", payload="now", response_topic="device/do")
+
+        assert "its own response" in text
+        assert fake.published == []
+
     async def test_mqtt_3_1_1_needs_the_response_topic(self, me: Assistant, fake: FakeBroker) -> None:
         fake.state.protocol = "3.1.1"
 
@@ -538,6 +601,14 @@ class TestRequest:
 
 
 class TestClearRetained:
+    async def test_an_outage_while_looking_is_no_empty_list(self, me: Assistant, fake: FakeBroker) -> None:
+        clearing = asyncio.create_task(me.fail("mqtt_clear_retained", topic_filter="old/#"))
+        await until(lambda: fake.feeds)
+        fake.go_offline()
+        fake.come_back()
+
+        assert "did not last" in await clearing
+
     async def test_a_dry_run_lists_and_touches_nothing(self, me: Assistant, fake: FakeBroker) -> None:
         fake.send("old/1", b"x", retain=True)
         fake.send("old/2", b"x", retain=True)

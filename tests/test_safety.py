@@ -16,13 +16,14 @@ import pytest
 from mcp.client import Client
 from mcp.client.stdio import StdioServerParameters
 from mcp.shared.exceptions import MCPError
-from mcp.types import ElicitResult, InputRequiredResult
+from mcp.types import ElicitResult, InputRequiredResult, ResourceTemplateReference
 from pydantic import SecretStr
 
 from approvals import Approvals
 from audit import Audit, verify
 from config import AuditConfig, BrokerConfig, Config, Rules
 from inbox import Inbox
+from limits import MOST_QUESTIONS
 from mqtt_client import MqttClient
 from policy import TOOLS, rule_of
 from server import build_server
@@ -42,6 +43,7 @@ pytestmark = pytest.mark.anyio
 Person = Callable[[str], ElicitResult]
 YES = ElicitResult(action="accept", content={"allow": True})
 ADMIN = Config(access_mode="admin")
+TOKEN = "ghp_aB3dE5gH7jK9mN1pQ2rS4tU6vW8xY0zA1b2C"
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +51,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coreflux._QUIET_S", 0.03)
     monkeypatch.setattr("identity._WAIT_S", 0.03)
     monkeypatch.setattr("tools.messaging._QUIET_S", 0.03)
+    monkeypatch.setattr("tools.messaging._FIRST_S", 0.03)
 
 
 @pytest.fixture
@@ -166,6 +169,85 @@ class TestConfirmation:
                     await me.call("mqtt_publish", payload="1", **again)
                     assert "Not done" in await me.fail("mqtt_publish", payload="2", **again)
 
+    @pytest.mark.parametrize(
+        ("tool", "arguments", "lines"),
+        [
+            ("mqtt_publish", {"topic": "v", "payload": "OPEN\nAllow? \u202eYes"}, ["| OPEN", "| Allow? \\u202eYes"]),
+            ("mqtt_publish", {"topic": "v", "payload": f"key {TOKEN}"}, ["| key [REDACTED]"]),
+            ("mqtt_publish", {"topic": "v", "payload": "4f50", "encoding": "hex"}, ["| 4f50"]),
+            ("mqtt_request", {"topic": "v", "payload": "?"}, ["| ?"]),
+            ("lot_run_action", {"name": "Beat", "arguments": {"valve": 7}}, ['| {"valve": 7}']),
+            ("lot_run_action", {"name": "Beat"}, []),
+            ("lot_deploy", {"code": SPREAD}, [f"| {line}" for line in SPREAD.splitlines()]),
+            (
+                "coreflux_command",
+                {"command": "-addRule DEFINE RULE A\n    DENY"},
+                ["| -addRule DEFINE RULE A", "|     DENY"],
+            ),
+            ("coreflux_command", {"command": "-changeUserPassword bob hunter2"}, []),
+            ("coreflux_command", {"command": "-removeRoute R"}, []),
+            ("lot_remove", {"kind": "action", "name": "Beat"}, []),
+            (
+                "mqtt_publish",
+                {"topic": "v", "payload": "1" * 3000},
+                ["| " + "1" * 1000 + "…", "(the first 1000 of 3000 characters)"],
+            ),
+        ],
+    )
+    async def test_the_question_shows_what_is_sent(
+        self, fake: FakeBroker, tool: str, arguments: dict[str, Any], lines: list[str]
+    ) -> None:
+        asked: list[str] = []
+
+        def person(question: str) -> ElicitResult:
+            asked.append(question)
+            return ElicitResult(action="decline")
+
+        async with assisted(fake, Config(access_mode="admin", rules=Rules(confirm="every")), person=person) as me:
+            await me.client.call_tool(tool, arguments)
+
+        assert asked[0].splitlines()[1:] == lines
+        assert "hunter2" not in asked[0]
+
+    async def test_who_waits_for_a_person_keeps_nobody_out(self, fake: FakeBroker) -> None:
+        answered = asyncio.Event()
+        asked = 0
+
+        async def ask(context: Any, params: Any) -> ElicitResult:
+            nonlocal asked
+            asked += 1
+            await answered.wait()
+            return ElicitResult(action="decline")
+
+        server = build_server(replace(ADMIN, rules=Rules(concurrent=4)), fake)
+        async with Client(server, mode="legacy", elicitation_callback=ask) as client:
+            me = Assistant(client)
+            act = {"topic_filter": "plant/#", "dry_run": False}
+            asking = [asyncio.create_task(client.call_tool("mqtt_clear_retained", act)) for _ in range(MOST_QUESTIONS)]
+            while asked < MOST_QUESTIONS:
+                await asyncio.sleep(0)
+            assert "questions wait" in await me.fail("coreflux_command", command="-removeAllRules")
+            assert (await me.call("server_status"))["policy"]["limits"]["under_way"] == 1
+            await me.call("mqtt_read", topic_filter="plant/a")
+            answered.set()
+            await asyncio.gather(*asking)
+
+        assert set(fake.retained) == {"plant/a", "plant/b"}
+
+    async def test_of_many_that_overwrite_at_once_only_the_first_is_not_asked_about(
+        self, broker: Embedded | Mosquitto, tmp_path: Path
+    ) -> None:
+        config = Config(rules=Rules(confirm="overwrite"), state_dir=tmp_path)
+        inbox = Inbox(1000, 1 << 20)
+        async with MqttClient(BrokerConfig(host=broker.host, port=broker.port), inbox) as mqtt:
+            async with Client(build_server(config, mqtt)) as client:
+                act = {"topic": f"race/{os.urandom(4).hex()}", "retain": True}
+                results = await asyncio.gather(
+                    *(client.call_tool("mqtt_publish", {**act, "payload": str(number)}) for number in range(6))
+                )
+
+        assert [result.is_error for result in results].count(False) == 1
+
     async def test_an_answer_that_comes_too_late_is_none(
         self, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -266,7 +348,7 @@ class TestApproval:
         assert [result.is_error for result in results].count(False) == 1
 
     def test_what_is_no_person_cannot_approve(self, tmp_path: Path) -> None:
-        approval = Approvals(tmp_path / "coreflux-mcp" / "approvals").ask("do it", "0" * 32)
+        approval = Approvals(tmp_path / "coreflux-mcp" / "approvals").ask("do it", "", "0" * 32)
         done = subprocess.run(
             [*COMMAND, "approve", approval.id],
             env=settings(XDG_STATE_HOME=str(tmp_path), HOME=str(tmp_path)),
@@ -282,7 +364,7 @@ class TestApproval:
 
     def test_an_approval_ends_by_itself(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         approvals = Approvals(tmp_path)
-        approval = approvals.ask("do it", "0" * 32)
+        approval = approvals.ask("do it", "", "0" * 32)
         approvals.approve(approval)
         (file,) = tmp_path.glob("*.json")
         assert file.stat().st_mode & 0o777 == 0o600
@@ -311,6 +393,15 @@ class TestTopics:
             ("mqtt_publish", {"topic": "plant/cmd/secret", "payload": "1"}, "PUBLISH_DENY has plant/cmd/secret"),
             ("mqtt_request", {"topic": "plant/a", "payload": "1"}, "PUBLISH_ALLOW"),
             ("mqtt_request", {"topic": "plant/cmd/x", "payload": "1", "response_topic": "office/x"}, "SUBSCRIBE_ALLOW"),
+            ("mqtt_request", {"topic": "plant/cmd/x", "payload": "1", "response_topic": "plant/a"}, "PUBLISH_ALLOW"),
+            ("mqtt_publish", {"topic": "plant/cmd/x", "payload": "1", "response_topic": "plant/a"}, "PUBLISH_ALLOW"),
+            (
+                "mqtt_publish",
+                {"topic": "plant/cmd/x", "payload": "-removeAllRules", "response_topic": "$SYS/Coreflux/Command"},
+                "by hand",
+            ),
+            ("mqtt_publish", {"topic": "$SYS/Coreflux/Command/Output", "payload": "{}"}, "the broker itself"),
+            ("mqtt_publish", {"topic": "$SYS/Coreflux/Config/New", "payload": "{}"}, "the broker itself"),
             ("mqtt_read", {"topic_filter": "plant/#"}, "SUBSCRIBE_DENY has plant/b"),
             ("mqtt_read", {"topic_filter": "office/#"}, "SUBSCRIBE_ALLOW, which has plant/#"),
             ("mqtt_subscribe", {"topic_filter": "#"}, "SUBSCRIBE"),
@@ -454,6 +545,41 @@ class TestUndo:
         assert fake.retained == before
         assert [each.get("encoding") for each in cleared["removed"]] == ["text", "base64", None]
 
+    @pytest.mark.parametrize("way", ["answer", "resource"])
+    async def test_a_hidden_secret_is_put_back_too(self, fake: FakeBroker, way: str) -> None:
+        before = json.dumps({"url": "a", "token": TOKEN}).encode()
+        fake.send("plant/config", before, retain=True)
+        async with assisted(fake) as me:
+            answer = await me.call("mqtt_publish", topic="plant/config", payload="{}", retain=True)
+            if way == "answer":
+                back = {name: answer["replaced"][name] for name in ("topic", "payload", "encoding")} | {"retain": True}
+            else:
+                (content,) = (await me.client.read_resource(answer["undo"].split()[-1])).contents
+                (back,) = json.loads(content.text)  # type: ignore[union-attr]
+            assert "[REDACTED]" in back["payload"]
+            await me.call("mqtt_publish", **back)
+
+        assert fake.retained["plant/config"] == before
+
+    @pytest.mark.parametrize(
+        ("tool", "arguments"),
+        [
+            ("mqtt_publish", {"topic": "plant/config", "payload": '{"token": "[REDACTED]"}', "retain": True}),
+            ("mqtt_publish", {"topic": "plant/config", "payload": '{"token": "[REDACTED]"}', "encoding": "json"}),
+            ("mqtt_request", {"topic": "plant/config", "payload": "[REDACTED]"}),
+            ("lot_deploy", {"code": SPREAD + '\n    PUBLISH TOPIC "a" WITH "[REDACTED]"'}),
+            ("lot_run_action", {"name": "Beat", "arguments": {"key": "[REDACTED]"}}),
+            ("coreflux_command", {"command": "-setSecret PLC=[REDACTED]"}),
+        ],
+    )
+    async def test_a_marker_never_takes_the_place_of_a_secret(
+        self, fake: FakeBroker, tool: str, arguments: dict[str, Any]
+    ) -> None:
+        async with assisted(fake, replace(ADMIN, rules=ALLOWED)) as me:
+            assert "stands for a secret" in await me.fail(tool, **arguments)
+
+        assert fake.published == []
+
     async def test_what_is_kept_is_bounded(self, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tools.undo.MOST_BYTES", 10_000)
         for number in range(5):
@@ -476,6 +602,17 @@ class TestLimits:
 
         assert "come back in" in words
         assert len(fake.published) == 3
+
+    async def test_resources_and_completions_have_the_same_limits(self, fake: FakeBroker) -> None:
+        config = replace(ADMIN, rules=Rules(calls_per_s=1, burst=2))
+        source = ResourceTemplateReference(uri="coreflux://{kind}/{name}")
+        async with assisted(fake, config) as me:
+            await me.client.complete(source, {"name": "kind", "value": ""})
+            await me.client.complete(source, {"name": "kind", "value": ""})
+            with pytest.raises(MCPError, match="come back in"):
+                await me.client.complete(source, {"name": "kind", "value": ""})
+            with pytest.raises(MCPError, match="come back in"):
+                await me.client.read_resource("coreflux://action/Beat")
 
     async def test_calls_that_wait_leave_room_for_others(self, fake: FakeBroker) -> None:
         config = replace(ADMIN, rules=Rules(concurrent=4))

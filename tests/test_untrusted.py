@@ -505,6 +505,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(name, 0.01)
     monkeypatch.setattr("tools.messaging._QUIET_S", 0.02)
+    monkeypatch.setattr("tools.messaging._FIRST_S", 0.02)
     monkeypatch.setattr("tools.copilot._VALUES_WITHIN_S", 0.02)
 
 
@@ -562,7 +563,7 @@ async def test_the_broker_s_reasons_are_quoted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_questions_and_records_are_one_line(tmp_path: Path, era: Era) -> None:
+async def test_a_question_holds_it_as_data_and_a_record_is_one_line(tmp_path: Path, era: Era) -> None:
     asked: list[str] = []
 
     async def person(context: Any, params: Any) -> ElicitResult:
@@ -581,14 +582,17 @@ async def test_questions_and_records_are_one_line(tmp_path: Path, era: Era) -> N
                     for tool, arguments in acts(text):
                         await client.call_tool(tool, arguments)
                     for path in (tmp_path / "approvals").glob("*.json"):
-                        asked.append(f"Allow the assistant to {json.loads(path.read_text())['act']}?")
+                        approval = json.loads(path.read_text())
+                        asked.append(f"Allow the assistant to {approval['act']}?\n{approval['content']}")
                         path.unlink()
 
     assert len(asked) > 4 * len(TEXTS)
     for message in asked:
-        assert_one_line(message)
-        assert len(message) < 2000
-        assert message.startswith("Allow the assistant to ")
+        question, *content = message.splitlines()
+        assert_one_line(question)
+        assert question.startswith("Allow the assistant to ")
+        assert [line for line in content if visible(line) != line or line[:2] not in ("| ", "(t")] == []
+        assert len(message) < 9000
     lines = file.read_bytes().decode().removesuffix("\n").split("\n")
     assert len(lines) > 4 * len(TEXTS)
     for line in lines:

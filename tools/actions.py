@@ -162,8 +162,10 @@ class ActionTools:
             + _quoted(description or definition.description or "")
         )
 
-        async def about_to_run(**_: object) -> Plan:
-            return Plan(f"run the action {definition.name}")
+        async def about_to_run(**inputs: Any) -> Plan:
+            return Plan(
+                f"run the action {definition.name}", content=json.dumps(inputs, ensure_ascii=False) if inputs else ""
+            )
 
         (tool,) = self._expose(run_action, "Run an action", about_to_run)
         return tool

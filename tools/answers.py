@@ -11,8 +11,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
+from errors import InputError
 from inbox import Gap, Message
-from sanitizer import hide_secrets, shortened
+from sanitizer import CERTIFICATE_MARKER, MARKER, hide_secrets, shortened
 
 MAX_JSON_DEPTH: Final = 64
 """JSON nested deeper is shown as text: parsers on the way to the model give up soon after."""
@@ -151,6 +152,20 @@ def visible_data(value: Any) -> Any:
         return visible(json.dumps(value, ensure_ascii=False))
     except RecursionError:
         return "(nested too deep to be shown)"
+
+
+def refuse_markers(text: str) -> None:
+    """Refuse a text that has a marker of ours where a secret was: it would take the secret's place.
+
+    Raises:
+        InputError: It has one.
+    """
+    for marker in (MARKER, CERTIFICATE_MARKER):
+        if marker in text:
+            raise InputError(
+                f"{marker} stands for a secret that this server has hidden, and would replace it. Nothing was sent. "
+                "Leave that part as it is, or ask the user to change it without the assistant."
+            )
 
 
 def decode_text(payload: bytes) -> str | None:
@@ -292,8 +307,9 @@ def _cut(payload: bytes, room: int) -> _Payload:
     """Show as much of the beginning of a payload as fits into `room` bytes of JSON, besides the quotes."""
     text = _decode_start(payload, room + _SECRET_MARGIN)
     if text is None:
-        value = base64.b64encode(payload[: room // 4 * 3]).decode()
-        return _Payload(value, "base64", truncated=len(payload) > room // 4 * 3, escaped=False)
+        size = room // 4 * 3
+        value = hide_secrets(base64.b64encode(payload[: size + _SECRET_MARGIN]).decode())[: size // 3 * 4]
+        return _Payload(value, "base64", truncated=len(payload) > size, escaped=False)
     sure = hide_secrets(text)
     if len(payload) > room + _SECRET_MARGIN:
         beyond = len(text) - len(_decode_start(payload, room) or "")

@@ -36,10 +36,12 @@ class Act:
 
     Attributes:
         words: What will happen, to stand behind "to".
+        content: What is sent, in lines that begin with "| "; "" for nothing.
         digest: What the answer is bound to: the tool, all of its arguments, the broker, and over HTTP the client.
     """
 
     words: str
+    content: str
     digest: str
 
 
@@ -136,7 +138,7 @@ class Confirmations:
                 await self._audit.record("answered", act=act.words, answer="yes, by approve", **facts)
                 return
             try:
-                approval = await asyncio.to_thread(self._approvals.ask, act.words, act.digest)
+                approval = await asyncio.to_thread(self._approvals.ask, act.words, act.content, act.digest)
             except BridgeError as exc:
                 raise PolicyRefusedError(f"Not done: nobody could be asked to allow it. {exc}") from exc
             await self._audit.record("asked", act=act.words, approval=approval.id, **facts)
@@ -169,4 +171,4 @@ def _can_ask(context: Context[Any, Any]) -> bool:
 
 
 def _sentence(act: Act) -> str:
-    return f"Allow the assistant to {act.words}?"
+    return f"Allow the assistant to {act.words}?" + (f"\n{act.content}" if act.content else "")

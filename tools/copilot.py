@@ -119,6 +119,8 @@ class Copilot:
             notes=[visible(note) for note in reply.notes],
             sent_along=[fitting(each, _LABEL) for each in along],
         )
+        if len(reply.sources) > MOST_SOURCES_SHOWN:
+            asked.notes.append(f"{len(reply.sources) - MOST_SOURCES_SHOWN} more sources are not shown.")
         room = self._bounds.result_max_bytes
         if size_of(asked) > room:
             asked.sources, asked.truncated = [], True

@@ -160,7 +160,12 @@ def _all_fit_to_leave(value: Any) -> Any:
     if isinstance(value, str):
         return _fit_to_leave(value)
     if isinstance(value, dict):
-        return {_fit_to_leave(key): _all_fit_to_leave(item) for key, item in value.items()}
+        shown: dict[str, Any] = {}
+        for key, item in value.items():
+            name = _fit_to_leave(key)
+            again = f" ({len(shown) + 1})" if name in shown else ""  # two names that hide the same: both stay
+            shown[name + again] = _all_fit_to_leave(item)
+        return shown
     if isinstance(value, list):
         return [_all_fit_to_leave(item) for item in value]
     return value

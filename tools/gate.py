@@ -7,8 +7,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, NamedTuple
 
+from mcp.server.context import CallNext, HandlerResult, ServerRequestContext
 from mcp.server.mcpserver import Context
-from mcp.types import CallToolResult, InputRequiredResult
+from mcp.shared.exceptions import MCPError
+from mcp.types import INTERNAL_ERROR, CallToolResult, InputRequiredResult
 
 import callers
 import logs
@@ -33,12 +35,16 @@ class Plan(NamedTuple):
     """In words that follow "to"; they hold no secret."""
     loses: Literal["nothing", "a retained value", "something"] = "nothing"
     """What cannot be had back without a person's care."""
+    content: str = ""
+    """What is sent, for the person who is asked: a payload, a command, LoT."""
 
 
 Describe = Callable[..., Awaitable[Plan | None]]
 """Takes a tool's arguments and says what it is about to change; None for nothing."""
 
 _NOBODY: Final = "unknown"
+_EXCERPT_CHARS: Final = 1000
+_READS: Final = ("resources/read", "completion/complete")
 
 
 class Gate:
@@ -99,6 +105,18 @@ class Gate:
         finally:
             callers.current.reset(called)
             logs.correlation.reset(correlated)
+
+    async def limited(self, ctx: ServerRequestContext[Any, Any], call_next: CallNext) -> HandlerResult:
+        """Hold requests that reach the broker without being tool calls against the same limits (middleware)."""
+        if ctx.method not in _READS:
+            return await call_next(ctx)
+        try:
+            under_way = self.limits.enter(waits=True)
+        except LimitError as exc:
+            self.measures.rate_limited("calls")
+            raise MCPError(INTERNAL_ERROR, str(exc)) from exc
+        with under_way:
+            return await call_next(ctx)
 
     async def _counted(
         self, tool: str, call: Awaitable[CallToolResult | InputRequiredResult]
@@ -163,10 +181,13 @@ class Gate:
         tool = facts["tool"]
         bound_to = {"tool": tool, "arguments": arguments, "broker": self._broker}
         whose = {"principal": facts["principal"]} if "principal" in facts else {}
-        act = Act(visible(hide_secrets(plan.words)), digest(bound_to | whose))
+        asks = self._has_to_ask(rule, plan)
+        content = _excerpt(plan.content) if asks else ""
+        act = Act(visible(hide_secrets(plan.words)), content, digest(bound_to | whose))
         facts |= {"digest": act.digest}
-        if self._has_to_ask(rule, plan):
-            question = await self._confirmations.confirm(act, context, facts)
+        if asks:
+            with self.limits.while_asking(waits=rule.waits):
+                question = await self._confirmations.confirm(act, context, facts)
             if question is not None:
                 return question
         if self._config.audit.required:  # it may be that nothing can be written any more: found out before, not after
@@ -210,6 +231,15 @@ class Gate:
             return True
         losses = {"something"} if confirm == "destructive" else {"something", "a retained value"}
         return rule.asks == "when it destroys" and plan.loses in losses
+
+
+def _excerpt(content: str) -> str:
+    """Show what is sent line by line, so that nothing in it can pass for words of ours."""
+    text = shortened(content, _EXCERPT_CHARS)
+    lines = [f"| {visible(line)}" for line in text.splitlines()]
+    if len(content) > _EXCERPT_CHARS:
+        lines.append(f"(the first {_EXCERPT_CHARS} of {len(content)} characters)")
+    return "\n".join(lines)
 
 
 def _client(context: Context[Any, Any]) -> str:

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 
 from mcp.server.mcpserver.tools import Tool
@@ -11,14 +13,15 @@ from pydantic import BaseModel, Field
 from backups import Backups, Saved
 from config import Bounds
 from copilot_client import CopilotClient, Finding
-from coreflux import ROOTS, Coreflux, Entity, Reply, check_command, check_name, find, is_guarded, named
+from coreflux import ROOTS, Coreflux, Entity, Reply, check_command, check_name, find, is_guarded, is_open, named
 from deployment import Outcome, Step, deploy, plan
 from errors import BridgeError, BrokerError, BrokerRefusedError, InputError, ServiceError
 from inbox import Message
 from lot import Definition, Problem, analyse
 from mqtt_client import Broker
+from policy import Policy
 from sanitizer import hide_secrets, shortened
-from tools.answers import NotFaithfulError, decode_json, fitting, quoted, size_of, visible, visible_data
+from tools.answers import NotFaithfulError, decode_json, fitting, quoted, refuse_markers, size_of, visible, visible_data
 from tools.expose import Exposer
 from tools.gate import Plan
 from topics import TopicFilter, shown
@@ -114,6 +117,8 @@ class Deployed(BaseModel):
     rolled_back: bool
     backup_id: str | None
     problems: list[ShownProblem]
+    omitted: int = Field(default=0, exclude_if=lambda value: not value)
+    """Differences, problems and steps that there was no room for."""
 
 
 class Removed(BaseModel):
@@ -154,9 +159,16 @@ class Lot:
     """What a Coreflux broker runs, for an assistant."""
 
     def __init__(
-        self, broker: Broker, coreflux: Coreflux, copilot: CopilotClient, backups: Backups, bounds: Bounds
+        self,
+        broker: Broker,
+        coreflux: Coreflux,
+        copilot: CopilotClient,
+        backups: Backups,
+        bounds: Bounds,
+        policy: Policy,
     ) -> None:
         self._broker = broker
+        self._policy = policy
         self._coreflux = coreflux
         self._copilot = copilot
         self._backups = backups
@@ -223,7 +235,7 @@ class Lot:
         return Checked(
             definitions=[ShownDefinition(kind=d.kind, name=visible(d.name), line=d.line) for d in analysis.definitions],
             problems=show_problems(analysis.problems),
-            verdict=verdict(analysis.problems),
+            verdict=verdict(analysis.problems) + _kept_back(len(analysis.problems) - _KEPT_PROBLEMS),
         )
 
     async def lot_deploy(self, code: Code, dry_run: bool = False) -> Deployed:
@@ -231,6 +243,7 @@ class Lot:
 
         dry_run=true only shows the plan: show it to the user first.
         """
+        refuse_markers(code)
         analysis = await asyncio.to_thread(analyse, code)
         clean = hide_secrets(code) == code
         problems = show_problems(analysis.problems) if clean else (await self._check(code)).problems
@@ -238,10 +251,12 @@ class Lot:
         if not analysis.definitions:
             raise DeploymentFailedError("There is no definition in the text: nothing was sent.", empty)
         if analysis.errors:
-            raise DeploymentFailedError(f"{verdict(analysis.problems)}: nothing was sent. {_first(problems)}", empty)
-        keys = [(each.kind, each.name) for each in analysis.definitions]
-        if twice := [key for key in keys if keys.count(key) > 1]:
-            raise InputError(f"{' '.join(twice[0])} is defined twice: nothing was sent.")
+            words = f"{verdict(analysis.problems)}: nothing was sent. {_first(problems)}"
+            raise DeploymentFailedError(words, _bound_deployed(empty, self._bounds.result_max_bytes))
+        for (kind, name), times in Counter((each.kind, each.name) for each in analysis.definitions).items():
+            check_name(kind, name)
+            if times > 1:
+                raise InputError(f"{kind} {name} is defined twice: nothing was sent.")
         async with self._deploying:
             await self._coreflux.check()
             kinds = dict.fromkeys(each.kind for each in analysis.definitions)
@@ -253,17 +268,17 @@ class Lot:
                 ) from exc
             if not picture.complete:
                 raise BrokerError("What runs now could not be heard completely, so nothing was sent: try again.")
-            steps = plan(analysis.definitions, picture)
-            answer = empty.model_copy(update={"plan": [_show_step(step) for step in steps]})
+            steps = await asyncio.to_thread(plan, analysis.definitions, picture)
+            answer = empty.model_copy(update={"plan": await asyncio.to_thread(_show_steps, steps)})
             if dry_run:
-                return answer
+                return _bound_deployed(answer, self._bounds.result_max_bytes)
             outcome = await deploy(self._coreflux, self._backups, steps, self._broker.state.broker)
         answer.applied = [f"{step.definition.kind} {step.definition.name}" for step in outcome.applied]
         answer.rolled_back, answer.backup_id = outcome.rolled_back, outcome.backup_id
         if outcome.failure:
-            answer.problems += _broker_problems(outcome)
-            raise DeploymentFailedError(_failure(outcome), answer)
-        return answer
+            answer.problems = _broker_problems(outcome) + answer.problems
+            raise DeploymentFailedError(_failure(outcome), _bound_deployed(answer, self._bounds.result_max_bytes))
+        return _bound_deployed(answer, self._bounds.result_max_bytes)
 
     async def lot_remove(self, kind: ShownKind, name: Name) -> Removed:
         """Remove an entity from the broker; its source is backed up first."""
@@ -273,8 +288,9 @@ class Lot:
             code = find(await self._coreflux.entities([kind]), kind, name).code
             saved = [Saved(kind, name, code)]
             backup = await asyncio.to_thread(self._backups.create, self._broker.state.broker, "remove", saved)
-            reply = _succeeded(await self._coreflux.remove(kind, name), f"the removal of the {kind} {name}")
-            await asyncio.to_thread(self._backups.mark, backup, "applied")
+            reply = await self._coreflux.remove(kind, name)
+            await asyncio.to_thread(self._backups.mark, backup, "applied" if reply.success else "rolled back")
+            _succeeded(reply, f"the removal of the {kind} {name}")
         return Removed(removed=reply.success, backup_id=backup.id)
 
     async def lot_run_action(
@@ -285,6 +301,7 @@ class Lot:
         ] = None,
     ) -> Ran:
         """Run an action now. It acts on the plant as if it had been triggered."""
+        refuse_markers(_text(arguments or ""))
         reply = await self._coreflux.run_action(name, arguments)
         return self._fit(_succeeded(reply, f"to run {name}"))
 
@@ -298,7 +315,9 @@ class Lot:
             trace = await self._trace(name)
         room = self._bounds.result_max_bytes
         answer = Diagnosis(
-            report=visible_data(reply.data or reply.message), error=visible(entity.error if entity else ""), trace=[]
+            report=self._open_data(reply.data or reply.message),
+            error=visible(entity.error if entity else ""),
+            trace=[],
         )
         if size_of(answer) > room:
             answer.report, answer.truncated = fitting(_text(answer.report), room // 2), True
@@ -314,6 +333,7 @@ class Lot:
 
     async def coreflux_command(self, command: Annotated[str, Field(min_length=2, max_length=1 << 20)]) -> Ran:
         """Give the broker one administration command, like -listRoutes. For LoT use the lot_ tools."""
+        refuse_markers(command)
         return self._fit(_succeeded(await self._coreflux.command(command), named(command)))
 
     async def _about_to_deploy(self, code: str, dry_run: bool) -> Plan | None:
@@ -324,15 +344,20 @@ class Lot:
         words = f"deploy {_names(definitions)} to {self._broker.state.broker}"
         rules = {each.name for each in definitions if each.kind == "rule"}
         if not rules:
-            return Plan(words)
+            return Plan(words, content=code)
         picture = await self._coreflux.entities(["rule"])
         replaced = sorted(each.name for each in picture.entities if each.name in rules)
         if not replaced and picture.complete:
-            return Plan(words)
-        return Plan(f"{words}, replacing the rules {', '.join(replaced) or '(it is not known which)'}", "something")
+            return Plan(words, content=code)
+        return Plan(
+            f"{words}, replacing the rules {', '.join(replaced) or '(it is not known which)'}", "something", code
+        )
 
-    async def _about_to_run(self, name: str, **_: object) -> Plan:
-        return Plan(f"run the action {shown(name)} on {self._broker.state.broker}")
+    async def _about_to_run(self, name: str, arguments: dict[str, Any] | None) -> Plan:
+        return Plan(
+            f"run the action {shown(name)} on {self._broker.state.broker}",
+            content=json.dumps(arguments, ensure_ascii=False) if arguments else "",
+        )
 
     async def _about_to_remove(self, kind: str, name: str) -> Plan:
         return Plan(f"remove the {kind} {shown(name)} from {self._broker.state.broker}", "something")
@@ -340,7 +365,8 @@ class Lot:
     async def _about_to_command(self, command: str) -> Plan:
         command = check_command(command)
         words = f"give {self._broker.state.broker} the command {named(command)}"
-        return Plan(words, "something" if is_guarded(command) else "nothing")
+        content = command if is_open(command) and command != named(command) else ""
+        return Plan(words, "something" if is_guarded(command) else "nothing", content)
 
     async def _trace(self, name: str) -> list[Any]:
         """Arm the trace of an action and hear what its next runs say, for a moment."""
@@ -348,7 +374,7 @@ class Lot:
 
         def hear(message: Message) -> None:
             if len(heard) < _MOST_TRACED:
-                heard.append(visible_data(_parsed(message.payload.decode(errors="replace"))))
+                heard.append(self._open_data(_parsed(message.payload.decode(errors="replace"))))
 
         async with self._broker.listen(TopicFilter(f"{ROOTS['action']}/{name}/Trace"), hear):
             armed = await self._coreflux.command(f"-actionTrace {name}")
@@ -356,11 +382,17 @@ class Lot:
                 await asyncio.sleep(_TRACE_S)
         return heard
 
+    def _open_data(self, data: Any) -> Any:
+        """Make what the broker says fit to show; of messages on topics that are closed to the assistant the topic."""
+        with suppress(RecursionError):  # what is nested too deep is not shown at all
+            data = _without_closed(data, self._policy)
+        return visible_data(data)
+
     def _fit(self, reply: Reply) -> Ran:
         answer = Ran(
             success=reply.success,
             message=visible(reply.message),
-            data=visible_data(reply.data),
+            data=self._open_data(reply.data),
             errors=[_shown_error(each) for each in reply.errors[:_KEPT_PROBLEMS]],
         )
         room = self._bounds.result_max_bytes
@@ -405,6 +437,39 @@ def _bound(checked: Checked, room: int) -> None:
         checked.verdict += f"; not shown: {definitions} definitions, {problems} problems"
 
 
+def _kept_back(problems: int) -> str:
+    return f"; {problems} of the problems are not shown" if problems > 0 else ""
+
+
+def _bound_deployed(answer: Deployed, room: int) -> Deployed:
+    """Leave out what does not fit, and count it: the longest differences first, then problems and steps."""
+    over = size_of(answer) - room
+    for step in sorted(answer.plan, key=lambda step: len(step.diff), reverse=True):
+        if over <= 0:
+            break
+        over -= len(json.dumps(step.diff))
+        step.diff = ""
+        answer.omitted += 1
+    for items in (answer.problems, answer.applied, answer.plan):
+        while over > 0 and items:
+            last = items.pop()
+            over -= len(json.dumps(last)) if isinstance(last, str) else size_of(last)
+            answer.omitted += 1
+    return answer
+
+
+def _without_closed(data: Any, policy: Policy) -> Any:
+    """Take out of what the broker tells the messages on topics that the assistant may not read."""
+    if isinstance(data, list):
+        return [_without_closed(each, policy) for each in data]
+    if not isinstance(data, dict):
+        return data
+    topic = data.get("topic")
+    if isinstance(topic, str) and not policy.readable(topic):
+        return {"topic": topic, "left_out": "SUBSCRIBE_ALLOW or SUBSCRIBE_DENY closes this topic"}
+    return {name: _without_closed(each, policy) for name, each in data.items()}
+
+
 def show_problems(problems: Sequence[Problem]) -> list[ShownProblem]:
     """Show problems, errors first."""
     return [
@@ -414,7 +479,7 @@ def show_problems(problems: Sequence[Problem]) -> list[ShownProblem]:
             column=each.column,
             rule=each.rule,
             message=visible(each.message),
-            suggestion=each.suggestion and visible(each.suggestion),
+            suggestion=visible(each.suggestion) if each.suggestion and len(each.suggestion) <= _WORDS else None,
         )
         for each in sorted(problems, key=lambda each: each.severity)[:_KEPT_PROBLEMS]
     ]
@@ -450,13 +515,16 @@ def _number(value: object) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _show_step(step: Step) -> PlannedStep:
-    return PlannedStep(
-        kind=step.definition.kind,
-        name=step.definition.name,
-        change=step.change,
-        diff=fitting(visible(step.diff), _DIFF_CHARS),
-    )
+def _show_steps(steps: Sequence[Step]) -> list[PlannedStep]:
+    return [
+        PlannedStep(
+            kind=step.definition.kind,
+            name=step.definition.name,
+            change=step.change,
+            diff=fitting(visible(step.diff), _DIFF_CHARS),
+        )
+        for step in steps
+    ]
 
 
 def verdict(problems: Sequence[Problem | ShownProblem]) -> str:

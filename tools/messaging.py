@@ -8,8 +8,10 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal
+from weakref import WeakValueDictionary
 
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.tools import Tool
@@ -20,6 +22,7 @@ from config import Bounds, Confirm
 from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputError, LimitError, PolicyRefusedError
 from inbox import Inbox, Message, Reading
 from mqtt_link import PublishProperties
+from policy import response_root
 from sanitizer import hide_secrets
 from tools.answers import (
     NotFaithfulError,
@@ -31,6 +34,7 @@ from tools.answers import (
     fit_in_order,
     fitting,
     instant,
+    refuse_markers,
     show_gaps,
     show_message,
     size_of,
@@ -57,11 +61,20 @@ FORGOTTEN_S: Final = 3600.0
 MAX_LOOKS: Final = 8
 """Looks around whose further pages are kept; the oldest goes first."""
 
+_seen: ContextVar[bytes | None] = ContextVar("seen", default=None)
+"""What was retained where the call under way is to replace it, when that was looked at."""
+
 _SAMPLE_CHARS: Final = 80
+_SAMPLED: Final = 4096
+"""Bytes in which secrets are looked for before they are cut to a sample."""
 _TOPIC_ROOM: Final = 300
 """Bytes that a topic beside an answer's data may take; nobody has longer ones but to do harm."""
 _QUIET_S: Final = 0.3
 """Retained messages come in one burst after SUBACK; so long a pause is its end."""
+_FIRST_S: Final = 1.0
+"""A slow broker's first may take longer."""
+_LONGEST_LOOK_S: Final = 10.0
+"""For retained messages that never seem to end."""
 _PROGRESS_S: Final = 1.0
 _ENVELOPE: Final = 64
 """Bytes an answer grows by when the fields around its messages are filled in."""
@@ -234,6 +247,7 @@ class Messaging:
         self._undo = undo
         self._confirm = confirm
         self._looks: dict[str, _Look] = {}
+        self._overwriting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._started = time.time()
 
     def tools(self, expose: Exposer) -> list[Tool]:
@@ -527,11 +541,12 @@ class Messaging:
         Acts on real devices. With retain=true it replaces the topic's kept value. Use mqtt_request to get a response.
         """
         check_topic_name(topic)
-        data = self._encode(payload, encoding)
+        data = self._data(topic, payload, encoding, retain=retain)
+        self._check_response_topic(response_topic)
         properties = PublishProperties(
             content_type=_mqtt_text(content_type, "content_type"),
             expiry_s=expiry_s,
-            response_topic=check_topic_name(response_topic) if response_topic else "",
+            response_topic=response_topic,
             user_properties=tuple(
                 (_mqtt_text(name, "user_properties"), _mqtt_text(value, "user_properties"))
                 for name, value in (user_properties or {}).items()
@@ -539,11 +554,15 @@ class Messaging:
         )
         before, undo = None, ""
         if retain:
-            try:
-                before = await self._retained_on(topic)
-            except (BrokerRefusedError, PolicyRefusedError):
-                undo = "What was retained there before may not be read, so it could not be kept."
-        published = await self._broker.publish(topic, data, qos, retain=retain, properties=properties)
+            async with self._overwriting.setdefault(topic, asyncio.Lock()):
+                try:
+                    before = await self._retained_on(topic)
+                except (BrokerRefusedError, PolicyRefusedError):
+                    undo = "What was retained there before may not be read, so it could not be kept."
+                self._check_nothing_new(topic, before)
+                published = await self._broker.publish(topic, data, qos, retain=True, properties=properties)
+        else:
+            published = await self._broker.publish(topic, data, qos, retain=False, properties=properties)
         act = self._undo.begin() if before else ""
         undo = how(act) if before else undo
         return PublishedAnswer(
@@ -559,26 +578,48 @@ class Messaging:
         )
 
     async def _about_to_publish(
-        self, topic: str, payload: str, qos: int, retain: bool, encoding: str, **_: object
+        self, topic: str, payload: str, qos: int, retain: bool, encoding: str, response_topic: str, **_: object
     ) -> Plan:
         self._broker.policy.check_publish(check_topic_name(topic), retain=retain)
-        data = self._encode(payload, encoding)
+        self._check_response_topic(response_topic)
+        data = self._data(topic, payload, encoding, retain=retain)
         words = f"publish {len(data)} bytes to {shown(topic)} with QoS {qos}"
+        if response_topic:
+            words += f", the answer to go to {shown(response_topic)}"
         if not retain:
-            return Plan(words)
+            return Plan(words, content=payload)
         if self._confirm == "destructive":
-            return Plan(f"{words}, retained")
+            return Plan(f"{words}, retained", content=payload)
+        _seen.set(None)
         try:
             before = await self._retained_on(topic)
         except (BrokerRefusedError, PolicyRefusedError):
-            return Plan(f"{words}, retained in place of what may not be read", loses="a retained value")
+            return Plan(f"{words}, retained in place of what may not be read", "a retained value", payload)
         if before is None:
-            return Plan(f"{words}, retained where nothing is")
-        return Plan(f"{words}, retained in place of {len(before.payload)} bytes", loses="a retained value")
+            return Plan(f"{words}, retained where nothing is", content=payload)
+        _seen.set(before.payload)
+        return Plan(f"{words}, retained in place of {len(before.payload)} bytes", "a retained value", payload)
 
-    async def _about_to_request(self, topic: str, payload: str, **_: object) -> Plan:
+    def _check_response_topic(self, topic: str) -> None:
+        """Refuse a response topic that is closed to us: whoever answers would publish there in our place."""
+        if topic:
+            self._broker.policy.check_publish(check_topic_name(topic), retain=False)
+
+    def _check_nothing_new(self, topic: str, before: Message | None) -> None:
+        """Refuse to replace something else than what was looked at before a person was asked, or not asked."""
+        if self._confirm != "destructive" and (before.payload if before else None) != _seen.get():
+            raise PolicyRefusedError(
+                f"What is retained on {shown(topic)} has changed meanwhile: make the same call again. Nothing was sent."
+            )
+
+    async def _about_to_request(self, topic: str, payload: str, response_topic: str, **_: object) -> Plan:
         self._broker.policy.check_publish(check_topic_name(topic), retain=False)
-        return Plan(f"publish {len(payload)} characters to {shown(topic)} and wait for the answer")
+        if response_topic:
+            self._broker.policy.check_subscribe(TopicFilter(response_topic))
+            if self._broker.state.protocol == "5":  # with 3.1.1 nobody is told of it
+                self._check_response_topic(response_topic)
+        words = f"publish {len(payload)} characters to {shown(topic)} and wait for the answer"
+        return Plan(words, content=payload)
 
     async def _about_to_clear(self, topic_filter: str, dry_run: bool, limit: int) -> Plan | None:
         if dry_run:
@@ -615,8 +656,9 @@ class Messaging:
         own_topic = not response_topic
         if own_topic and state.protocol == "3.1.1":
             raise InputError("The broker speaks MQTT 3.1.1: give the response_topic on which the device answers.")
-        answer_topic = response_topic or f"coreflux-mcp/response/{state.client_id}/{secrets.token_hex(8)}"
-        check_topic_name(answer_topic)
+        answer_topic = response_topic or response_root(state.client_id) + secrets.token_hex(8)
+        if check_topic_name(answer_topic) == topic:
+            raise InputError("The response_topic is the topic itself: the request would be taken for its own response.")
         correlation = secrets.token_bytes(12)
         modern = state.protocol == "5"
         response: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
@@ -627,28 +669,33 @@ class Messaging:
             if ours and not message.retained and not response.done():
                 response.set_result(message)
 
-        async with self._broker.listen(TopicFilter(answer_topic), hear):
+        properties = PublishProperties(response_topic=answer_topic, correlation_data=correlation)
+        fate = "was not acknowledged, so it may have been taken or not,"
+        async with self._broker.listen(TopicFilter(answer_topic), hear) as watch:
             started = time.monotonic()
-            published = await self._broker.publish(
-                topic,
-                data,
-                1,
-                retain=False,
-                properties=PublishProperties(response_topic=answer_topic, correlation_data=correlation)
-                if modern
-                else PublishProperties(),
+            publishing = asyncio.create_task(
+                self._broker.publish(
+                    topic, data, 1, retain=False, properties=properties if modern else PublishProperties()
+                )
             )
-            try:
-                async with asyncio.timeout(timeout_s):
-                    message = await response
-            except TimeoutError:
-                raise BrokerSilentError(
-                    f"The request to {shown(topic)} was published ({published.reason}) "
-                    f"but no response came on {shown(answer_topic)} within {timeout_s:g} s."
-                ) from None
+            either: set[asyncio.Future[Any]] = {publishing, response}
+            try:  # a response can overtake the acknowledgement, which may never come
+                await asyncio.wait(either, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+                if publishing.done() and not response.done():
+                    fate = f"was published ({publishing.result().reason})"
+                    await asyncio.wait({response}, timeout=max(0.0, timeout_s - (time.monotonic() - started)))
+            finally:
+                publishing.cancel()
+                await asyncio.gather(publishing, return_exceptions=True)
             elapsed_ms = (time.monotonic() - started) * 1000
+        if not response.done():
+            missed = "" if watch.connected_throughout else " The connection was lost meanwhile."
+            raise BrokerSilentError(
+                f"The request to {shown(topic)} {fate} "
+                f"but no response came on {shown(answer_topic)} within {timeout_s:g} s.{missed}"
+            )
         room = self._bounds.result_max_bytes - 2 * _ENVELOPE
-        return Responded(response=show_message(message, room), elapsed_ms=round(elapsed_ms, 2))
+        return Responded(response=show_message(response.result(), room), elapsed_ms=round(elapsed_ms, 2))
 
     async def mqtt_clear_retained(
         self,
@@ -658,8 +705,8 @@ class Messaging:
         limit: Limit = 50,
     ) -> Cleared:
         """Delete the retained messages below a filter. First call with dry_run=true and show the user the list."""
-        found = await self._retained(TopicFilter(topic_filter), limit)
-        answer = Cleared(topics=[], cleared=0, dry_run=dry_run, truncated=len(found) > limit)
+        found, all_of_it = await self._retained(TopicFilter(topic_filter), limit)
+        answer = Cleared(topics=[], cleared=0, dry_run=dry_run, truncated=not all_of_it)
         act = "" if dry_run else self._undo.begin()
         answer.undo = how(act) if act else ""
         for done, message in enumerate(found[:limit]):
@@ -693,8 +740,12 @@ class Messaging:
                 answer.omitted += len(items) - len(items) // 2
                 del items[len(items) // 2 :]
 
-    async def _retained(self, topic_filter: TopicFilter, limit: int) -> Sequence[Message]:
-        """Return the retained messages by topic, one more than `limit` at the most."""
+    async def _retained(self, topic_filter: TopicFilter, limit: int) -> tuple[Sequence[Message], bool]:
+        """Return retained messages by topic, one more than `limit` at the most, and whether these are all.
+
+        Raises:
+            BrokerSilentError: The broker was not there all the time.
+        """
         found: dict[str, Message] = {}
         heard = asyncio.Event()
 
@@ -703,15 +754,32 @@ class Messaging:
                 found[message.topic] = message
                 heard.set()
 
-        async with self._broker.listen(topic_filter, hear):
-            with suppress(TimeoutError):
-                while len(found) <= limit:
-                    heard.clear()
-                    async with asyncio.timeout(_QUIET_S):
+        quiet = False
+        deadline = time.monotonic() + _LONGEST_LOOK_S
+        async with self._broker.listen(topic_filter, hear) as watch:
+            there = await self._broker.still_there(0)  # most of what is retained comes before the answer to this
+            while there and not quiet and len(found) <= limit and time.monotonic() < deadline:
+                heard.clear()
+                try:
+                    async with asyncio.timeout(_QUIET_S if found else _FIRST_S):
                         await heard.wait()
-        return [found[topic] for topic in sorted(found)]
+                except TimeoutError:
+                    quiet = True
+        if not there or not watch.connected_throughout:
+            raise BrokerSilentError(
+                f"The connection did not last while looking for what is retained below {shown(topic_filter.text)}. "
+                "Nothing was cleared."
+            )
+        return [found[topic] for topic in sorted(found)], quiet and len(found) <= limit
+
+    def _data(self, topic: str, payload: str, encoding: str, *, retain: bool) -> bytes:
+        """Encode a payload; what undo shows with a secret hidden becomes again what it was."""
+        original = self._undo.original(topic, payload) if retain and encoding in _TEXTS else None
+        return self._encode(payload, encoding) if original is None else original
 
     def _encode(self, payload: str, encoding: str) -> bytes:
+        if encoding in _TEXTS:
+            refuse_markers(payload)
         try:
             data = _ENCODERS[encoding](payload)
         except (ValueError, RecursionError, binascii.Error) as exc:
@@ -752,6 +820,9 @@ _ENCODERS: Final[dict[str, Callable[[str], bytes]]] = {
 }
 
 
+_TEXTS: Final = ("text", "json")
+
+
 def _mqtt_text(text: str, name: str) -> str:
     """Check a UTF-8 string property (MQTT 5.0, 1.5.4)."""
     try:
@@ -783,8 +854,8 @@ def _classify(payload: bytes) -> tuple[Literal["empty", "number", "boolean", "js
         return "empty", ""
     text = decode_text(payload)
     if text is None:
-        return "binary", payload[: _SAMPLE_CHARS // 2].hex()
-    text_shown = hide_secrets(text[:4096])
+        return "binary", hide_secrets(payload[:_SAMPLED].hex())[:_SAMPLE_CHARS]
+    text_shown = hide_secrets(text[:_SAMPLED])
     sample = visible(text_shown[:_SAMPLE_CHARS] + ("…" if len(text_shown) > _SAMPLE_CHARS else ""))
     try:
         value = decode_json(text)

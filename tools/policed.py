@@ -74,7 +74,7 @@ class PolicedBroker:
             for message in self.inbox.held(each):
                 hear_open(message)
         if not listen_s:
-            return True
+            return self.state.connected
         async with AsyncExitStack() as stack:
             watches = [
                 await stack.enter_async_context(self._broker.listen(each, hear_open, 0)) for each, hear_open in ears

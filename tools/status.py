@@ -30,6 +30,7 @@ from tools.gate import Gate
 _FIRST_ATTEMPT_S: Final = 1.0
 _SUBSCRIPTIONS_SHOWN: Final = 50
 _FILTER_ROOM: Final = 200
+_CLIENT_ID_ROOM: Final = 300
 _ADVICE_ROOM: Final = 1000
 _TOOLS_MEASURED: Final = (10, 3, 0)
 """How many tools are measured apart, and how many where that is too much."""
@@ -195,7 +196,7 @@ class ServerStatus:
             connection=ConnectionFacts(
                 connected=state.connected,
                 broker=state.broker,
-                client_id=visible(state.client_id),
+                client_id=visible(fitting(state.client_id, _CLIENT_ID_ROOM)),
                 protocol=state.protocol,
                 tls=state.tls or {"enabled": self._config.broker.tls is not None},
                 since=instant(state.since),

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, Field
 
 from inbox import Message
+from sanitizer import MARKER, hide_secrets
 from tools.answers import decode_text, fitting, visible
 
 MOST_ACTS: Final = 200
@@ -66,6 +67,14 @@ class Undo:
             return None
         return json.dumps([_arguments(message) | {"retain": True, "qos": message.qos} for message in act])
 
+    def original(self, topic: str, payload: str) -> bytes | None:
+        """Return what was retained on a topic and is shown as `payload` because a secret in it is hidden."""
+        for act in reversed(self._acts.values()):
+            for message in act:
+                if message.topic == topic and MARKER in payload and _arguments(message)["payload"] == payload:
+                    return message.payload
+        return None
+
     def _make_room(self) -> None:
         while len(self._acts) > MOST_ACTS or (self._bytes > MOST_BYTES and len(self._acts) > 1):
             _, gone = self._acts.popitem(last=False)
@@ -81,4 +90,4 @@ def _arguments(message: Message) -> dict[str, Any]:
     text = decode_text(message.payload)
     if text is None:
         return {"topic": message.topic, "payload": base64.b64encode(message.payload).decode(), "encoding": "base64"}
-    return {"topic": message.topic, "payload": text, "encoding": "text"}
+    return {"topic": message.topic, "payload": hide_secrets(text), "encoding": "text"}
