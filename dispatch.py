@@ -178,6 +178,9 @@ class Dispatch:
 
     def deliver(self, received: Received) -> None:
         """Store a message for the subscriptions it is for and let the listeners hear it, unless it is a copy."""
+        sent_for = received.subscription_identifiers
+        if sent_for and not 0 < min(sent_for) <= self._identifiers:  # never were ours: only its topic tells
+            received = received._replace(subscription_identifiers=())
         route = self._routes.get(received.topic)
         if route is None or route.drawn != self._state:
             route = self._draw(received.topic, route)

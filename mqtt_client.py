@@ -21,7 +21,7 @@ from dispatch import Dispatch, Feed, Listener
 from errors import BrokerError, BrokerOfflineError, BrokerRefusedError, BrokerSilentError, InputError
 from inbox import Gap, Inbox, Message, Subscription
 from mqtt_failures import LinkFailedError
-from mqtt_link import Greeting, Link, PublishProperties
+from mqtt_link import FAILURE, Greeting, Link, PublishProperties
 from topics import TopicFilter, check_topic_name, shown
 
 if TYPE_CHECKING:
@@ -155,6 +155,8 @@ class MqttClient:
         """Filters that an old session may still hold at the broker."""
         self._unreleased: set[int] = set()
         """QoS 2 messages of the session that the broker has not released yet."""
+        self._fell_back_from: LinkFailedError | None = None
+        """Why MQTT 3.1.1 is tried, if that may have been something else than the version."""
         self._task: asyncio.Task[None] | None = None
         self._first_attempt_over = asyncio.Event()
         self._renewed = asyncio.Event()
@@ -229,7 +231,7 @@ class MqttClient:
         feed.subscriptions.append(subscription)
         self._dispatch.changed()
         try:
-            subscription.granted_qos = await self._subscribe(link, feed, qos)
+            await self._subscribe(link, feed, qos)
         except BaseException:
             feed.subscriptions.remove(subscription)
             self.inbox.close(subscription)
@@ -241,7 +243,7 @@ class MqttClient:
         """End a subscription; others on the same filter go on.
 
         Raises:
-            BrokerSilentError: It has ended here, but the broker did not confirm.
+            BrokerRefusedError, BrokerSilentError: It has ended here, but the broker refused or did not confirm.
         """
         feed = self._dispatch.feeds[subscription.topic_filter.text]
         feed.subscriptions.remove(subscription)
@@ -251,11 +253,13 @@ class MqttClient:
             try:
                 with self._call():
                     async with asyncio.timeout(PROBE_TIMEOUT_S):
-                        await answer
+                        code, reason = await answer
             except TimeoutError:
                 raise BrokerSilentError(
                     f"The subscription has ended here, but the broker did not confirm it within {PROBE_TIMEOUT_S:g} s."
                 ) from None
+            if code >= FAILURE:
+                raise BrokerRefusedError(f"The subscription has ended here, but the broker goes on with it: {reason}.")
 
     @asynccontextmanager
     async def listen(
@@ -333,7 +337,7 @@ class MqttClient:
             raise BrokerOfflineError(f"Not connected to {state.broker}{why}{when} Nothing was sent.")
         return self._link
 
-    async def _subscribe(self, link: Link, feed: Feed, qos: int) -> int:
+    async def _subscribe(self, link: Link, feed: Feed, qos: int) -> None:
         _check_filter_abilities(link.greeting, feed.topic_filter)
         with self._call():
             async with feed.subscribing:
@@ -343,8 +347,7 @@ class MqttClient:
                 )
                 feed.qos = wanted
                 self._unwanted.discard(feed.topic_filter.text)
-                self._note_refusal(feed, None)
-                return granted
+                self._note_grant(feed, granted)
 
     def _leave(self, feed: Feed) -> "asyncio.Future[tuple[int, str]] | None":
         """Let the broker forget a feed nobody lives on. Never waits, so that it works while being cancelled."""
@@ -418,7 +421,9 @@ class MqttClient:
         if self._config.protocol != "auto" or not (early or failure.kind == "protocol"):
             return False
         self._protocol = "3.1.1" if self._protocol == "5" else "5"
-        return self._protocol == "3.1.1"
+        falling_back = self._protocol == "3.1.1"
+        self._fell_back_from = failure if falling_back and early else None
+        return falling_back
 
     async def _connect_and_stay(self) -> LinkFailedError | None:
         """Make one connection and stay until it ends; return why none came about, or None."""
@@ -428,8 +433,12 @@ class MqttClient:
             link, token = await self._open()
         except LinkFailedError as exc:
             state.errors += 1
-            self._tell("login_failed" if exc.kind == "login" else "connection_failed", exc)
-            return exc
+            failure, earlier = exc, self._fell_back_from
+            if earlier is not None and str(earlier) != str(exc):
+                failure = LinkFailedError(f"{exc} Before, in MQTT 5: {earlier}", exc.kind)
+            self._tell("login_failed" if exc.kind == "login" else "connection_failed", failure)
+            return failure
+        self._fell_back_from = None
         try:
             await self._stay(link, token)
         finally:
@@ -456,7 +465,7 @@ class MqttClient:
         link = Link(
             config,
             self._protocol,
-            clean_start=self.state.connections == 0,
+            clean_start=self.state.connections == 0 or not config.session_expiry_s,
             deliver=self._dispatch.deliver,
             lose=self._lose,
             unreleased=self._unreleased,
@@ -571,12 +580,11 @@ class MqttClient:
                     self.inbox.end_gap(gap, session_resumed=link.greeting.session_present)
 
     async def _restore_feed(self, link: Link, feed: Feed) -> None:
-        refusal = None
         async with feed.subscribing:
             if feed.unused:
                 return  # they left meanwhile, and there may be a new feed for the filter by now
             try:
-                await link.subscribe(
+                granted = await link.subscribe(
                     feed.topic_filter.text,
                     feed.qos,
                     feed.identifier,
@@ -586,9 +594,16 @@ class MqttClient:
             except BrokerError as exc:
                 if link.ended.done():
                     return
-                refusal = str(exc)
                 logger.warning("%s It brings nothing until the broker accepts it again.", exc)
-        self._note_refusal(feed, refusal)
+                self._note_refusal(feed, str(exc))
+            else:
+                self._note_grant(feed, granted)
+
+    def _note_grant(self, feed: Feed, granted_qos: int) -> None:
+        """Take note of what the broker grants a feed now, which may be less than before."""
+        for subscription in feed.subscriptions:
+            subscription.granted_qos = granted_qos
+        self._note_refusal(feed, None)
 
     def _note_refusal(self, feed: Feed, refusal: str | None) -> None:
         """Take note of whether the broker refuses a feed that it had before."""
@@ -627,7 +642,7 @@ def _twin(client_id: str) -> str:
 
 
 _PACKET_OVERHEAD: Final = 16
-"""Bytes of a PUBLISH besides topic, payload and properties, rounded up."""
+"""Bytes of a PUBLISH besides topic, payload and properties, or of a SUBSCRIBE besides the filter, rounded up."""
 
 
 def _nobody_listens(_message: Message) -> None:
@@ -644,14 +659,20 @@ def _check_abilities(greeting: Greeting, size: int, qos: int, *, retain: bool) -
         raise BrokerRefusedError(f"The broker takes at most QoS {greeting.maximum_qos}: publish with that.")
     if retain and not greeting.retain_available:
         raise BrokerRefusedError("The broker keeps no retained messages: publish with retain=false.")
+    _check_size(greeting, size, "send a smaller payload")
+
+
+def _check_size(greeting: Greeting, size: int, advice: str) -> None:
     if greeting.maximum_packet_size is not None and size > greeting.maximum_packet_size:
         raise BrokerRefusedError(
             f"The broker takes packets of at most {greeting.maximum_packet_size} bytes, and this one has about {size}: "
-            "send a smaller payload."
+            f"{advice}."
         )
 
 
 def _check_filter_abilities(greeting: Greeting, topic_filter: TopicFilter) -> None:
+    size = len(topic_filter.text.encode()) + _PACKET_OVERHEAD
+    _check_size(greeting, size, "subscribe to a shorter filter")
     if topic_filter.has_wildcard and not greeting.wildcard_subscriptions:
         raise BrokerRefusedError("The broker has no wildcard subscriptions: subscribe to exact topics.")
     if topic_filter.share_name is not None and not greeting.shared_subscriptions:

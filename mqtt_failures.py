@@ -44,6 +44,8 @@ _ADVICE: Final = {
     0x88: "it is not available",
     0x89: "it is busy",
     0x8A: "this client is banned",
+    0x9C: "set MQTT_BROKER",
+    0x9D: "set MQTT_BROKER",
     0x9F: "connections come too fast",
 }
 """What a CONNACK reason code means to an operator (MQTT 5.0, 3.2.2.2)."""
@@ -58,6 +60,9 @@ def refusal(code: int, reason: str, config: BrokerConfig, protocol: str) -> Link
 
 def no_answer(config: BrokerConfig, protocol: str, code: int) -> LinkFailedError:
     """Say what the end of a connection before CONNACK means; `code` is how it ended."""
+    if code == KEEP_ALIVE_TIMEOUT:
+        said = "did not answer CONNECT while the keep-alive lasted"
+        return LinkFailedError(f"{config.url} {said}: is it a healthy MQTT broker?")
     if code == PROTOCOL_ERROR:
         said = f"did not answer CONNECT in MQTT {protocol}"
         likely = "it may speak another version (MQTT_PROTOCOL)"

@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 import paho.mqtt.client
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.enums import CallbackAPIVersion, MessageState, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
@@ -61,10 +61,16 @@ _PING_DELAY_S: Final = 5.0
 _EMPTY_MESSAGE_BYTES: Final = 512
 """Memory that a message without a payload takes while it waits, roughly."""
 
-_FAILURE: Final = 0x80
+_PACKET_BYTES: Final = (1 << 20, 268_435_455)
+"""Bounds of the largest packet that the broker is asked to send: a large message, and the most paho can ask for."""
+
+FAILURE: Final = 0x80
 """Reason codes from here on are failures (MQTT 5.0, 2.4)."""
 
 _SESSION_TAKEN_OVER: Final = 0x8E
+
+_WRONG_ANSWER: Final = "the broker acknowledged what it was not sent"
+"""The cause where an acknowledgement is not of the kind that the packet with its identifier has (MQTT 5.0, 4.13)."""
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +81,8 @@ Answer = tuple[int, str]
 class _Question(NamedTuple):
     """What the broker is to answer."""
 
+    asked: int
+    """The type of the packet."""
     answer: "asyncio.Future[Answer]"
     accepted: Callable[[], None]
     """Called when the broker says yes, between the messages that came before and after that."""
@@ -90,7 +98,6 @@ class Greeting:
 
     session_present: bool = False
     client_id: str | None = None
-    keepalive_s: int | None = None
     receive_maximum: int = 65_535
     maximum_qos: int = 2
     retain_available: bool = True
@@ -132,12 +139,13 @@ class Link:
     Args:
         config: The broker.
         protocol: The MQTT version.
-        clean_start: Whether the broker is to forget an earlier session.
+        clean_start: Whether the broker is to forget an earlier session; in MQTT 3.1.1 the session expiry decides alone.
         deliver: Called with each received message.
         lose: Called with the number of messages that came faster than they could be taken over.
         unreleased: Identifiers of the QoS 2 messages that were delivered and the broker has not released yet; they
             outlive the connection where the session does.
-        max_waiting_bytes: How many bytes of messages may wait to be taken over.
+        max_waiting_bytes: How many bytes of messages may wait to be taken over. In MQTT 5 the broker is also asked to
+            send no larger packet, within `_PACKET_BYTES`: it leaves such messages out and tells nobody (3.1.2.11.4).
     """
 
     def __init__(
@@ -154,7 +162,7 @@ class Link:
         self.protocol = protocol
         self.greeting = Greeting()
         self._config = config
-        self._clean_start = clean_start
+        self._clean_start = clean_start if protocol == "5" else not config.session_expiry_s
         self._deliver = deliver
         self._lose = lose
         self._unreleased = unreleased
@@ -167,6 +175,7 @@ class Link:
         self._questions: dict[int, _Question] = {}
         self._in_flight = asyncio.Semaphore(MAX_IN_FLIGHT)
         self._inbound = _Inbound(self._wake, max_waiting_bytes)
+        self._max_packet_bytes = min(max(max_waiting_bytes, _PACKET_BYTES[0]), _PACKET_BYTES[1])
         self._awake = False
         """Whether the event loop will look at what came in without being woken."""
         self._lost_told = 0
@@ -246,18 +255,19 @@ class Link:
             BrokerSilentError: It did not answer in time, or the connection broke meanwhile.
         """
         what = f"the message to {shown(topic)}"
+        room = self._in_flight if qos else asyncio.Semaphore()  # QoS 0 does not count (MQTT 5.0, 4.9)
         sent = False
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await self._in_flight.acquire()
+                await room.acquire()
                 try:
                     info = self._paho.publish(topic, payload, qos, retain, self._publish_properties(properties))
-                    answer = self._ask(info.rc, info.mid)
+                    answer = self._ask(PacketTypes.PUBLISH, info.rc, info.mid)
                 except BaseException:
-                    self._in_flight.release()
+                    room.release()
                     raise
                 # Giving up does not make room: the broker still counts the message (MQTT 5.0, 4.9).
-                answer.add_done_callback(lambda _: self._in_flight.release())
+                answer.add_done_callback(lambda _: room.release())
                 sent = True
                 return _accepted(await self._answer(answer, what), what)
         except TimeoutError:
@@ -292,7 +302,7 @@ class Link:
             rc, mid = self._paho.subscribe(topic_filter, options=options, properties=properties)
         else:
             rc, mid = self._paho.subscribe(topic_filter, qos)
-        answer = self._ask(rc, mid, granted)
+        answer = self._ask(PacketTypes.SUBSCRIBE, rc, mid, granted)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 code, _ = _accepted(await self._answer(answer, what), what)
@@ -314,15 +324,15 @@ class Link:
             BrokerOfflineError: The connection is gone.
         """
         rc, mid = self._paho.unsubscribe(topic_filter)
-        return self._ask(rc, mid, ended)
+        return self._ask(PacketTypes.UNSUBSCRIBE, rc, mid, ended)
 
     def _ask(
-        self, rc: MQTTErrorCode, mid: int | None, accepted: Callable[[], None] = _nothing_to_do
+        self, asked: int, rc: MQTTErrorCode, mid: int | None, accepted: Callable[[], None] = _nothing_to_do
     ) -> "asyncio.Future[Answer]":
         if rc != MQTTErrorCode.MQTT_ERR_SUCCESS or mid is None or self.ended.done():
             raise BrokerOfflineError(f"The connection to {self._config.url} is gone: nothing was sent.")
         answer: asyncio.Future[Answer] = _forgettable(self._loop.create_future())
-        self._questions[mid] = _Question(answer, accepted)
+        self._questions[mid] = _Question(asked, answer, accepted)
         return answer
 
     async def _answer(self, answer: "asyncio.Future[Answer]", what: str) -> Answer:
@@ -387,14 +397,19 @@ class Link:
     def _on_connack(self, code: int, reason: str, session_present: bool, properties: dict[str, Any]) -> None:
         if self._greeted.done():
             self._paho.disconnect()  # too late: nobody waits for it any more
-        elif code >= _FAILURE:
+        elif code >= FAILURE:
             self._greeted.set_exception(refusal(code, reason, self._config, self.protocol))
+        elif session_present and self._clean_start:  # the connection must not be used (MQTT 5.0, 3.2.2.1.1)
+            self._greeted.set_exception(
+                LinkFailedError(
+                    f"{self._config.url} resumes a session that was not asked for: is it a healthy MQTT broker?"
+                )
+            )
         else:
             self._greeted.set_result(
                 Greeting(
                     session_present=session_present,
                     client_id=properties.get("AssignedClientIdentifier"),
-                    keepalive_s=properties.get("ServerKeepAlive"),
                     receive_maximum=properties.get("ReceiveMaximum", 65_535),
                     maximum_qos=properties.get("MaximumQoS", 2),
                     retain_available=bool(properties.get("RetainAvailable", 1)),
@@ -405,11 +420,16 @@ class Link:
                 )
             )
 
-    def _on_answer(self, mid: int, code: int, reason: str) -> None:
-        question = self._questions.pop(mid, None)
+    def _on_answer(self, asked: int, mid: int, code: int, reason: str) -> None:
+        question = self._questions.get(mid)
         if question is None:
             return
-        if code < _FAILURE:
+        if question.asked != asked:
+            self._on_end(LinkFailedError(_WRONG_ANSWER))
+            self._paho.hang_up()
+            return
+        del self._questions[mid]
+        if code < FAILURE:
             question.accepted()
         if not question.answer.done():
             question.answer.set_result((code, reason))
@@ -431,15 +451,14 @@ class Link:
             logger.error("the network thread of the MQTT client failed", exc_info=error)
         # A broker that is there is heard once in a keep-alive interval. Where it was not, nobody knows since when.
         now, heard_at = time.time(), self._inbound.heard_at
-        keepalive_s = self.greeting.keepalive_s or self._config.keepalive_s
-        deaf = code == KEEP_ALIVE_TIMEOUT or now - heard_at > keepalive_s + _PING_DELAY_S
+        deaf = code == KEEP_ALIVE_TIMEOUT or now - heard_at > self._paho.keepalive + _PING_DELAY_S
         self.ended.set_result(Ending(cause, heard_at if deaf else now))
         if not self._greeted.done():
             failed = error if isinstance(error, LinkFailedError) else no_answer(self._config, self.protocol, code)
             self._greeted.set_exception(failed)
-        for answer, _ in self._questions.values():
-            if not answer.done():
-                answer.set_exception(BrokerSilentError(f"The connection was lost: {cause}."))
+        for question in self._questions.values():
+            if not question.answer.done():
+                question.answer.set_exception(BrokerSilentError(f"The connection was lost: {cause}."))
         self._questions.clear()
 
     # paho: making it, and its callbacks, which run in its thread.
@@ -451,7 +470,7 @@ class Link:
             self._on_end,
             self._unreleased,
             client_id=config.client_id,
-            clean_session=None if self.protocol == "5" else config.session_expiry_s == 0,
+            clean_session=None if self.protocol == "5" else self._clean_start,
             protocol=MQTTProtocolVersion.MQTTv5 if self.protocol == "5" else MQTTProtocolVersion.MQTTv311,
             transport=config.transport,
         )
@@ -464,7 +483,7 @@ class Link:
         paho.on_socket_open = _send_at_once
         paho.on_connect = self._connack_came
         paho.on_disconnect = self._disconnect_came
-        paho.on_publish = self._answer_came
+        paho.on_publish = self._puback_came
         paho.on_subscribe = self._suback_came
         paho.on_unsubscribe = self._unsuback_came
         return paho
@@ -476,6 +495,7 @@ class Link:
         if self.protocol == "5":
             options["properties"] = properties = Properties(PacketTypes.CONNECT)
             properties.ReceiveMaximum = MAX_IN_FLIGHT
+            properties.MaximumPacketSize = self._max_packet_bytes
             if config.session_expiry_s:
                 properties.SessionExpiryInterval = config.session_expiry_s
             options["clean_start"] = self._clean_start
@@ -491,6 +511,8 @@ class Link:
         if self._abandoned:
             self._paho.disconnect()
         else:
+            # Without it paho writes in the caller's thread once its own is over, and calls unsent what that had sent.
+            self._paho.on_socket_register_write = _leave_it_to_the_thread
             self._paho.loop_start()
 
     def _connack_came(
@@ -506,23 +528,27 @@ class Link:
         value, reason, from_broker = code.value, _spoken(code, properties), flags.is_disconnect_packet_from_server
         self._inbound.post(lambda: self._on_disconnect(from_broker, value, reason))
 
-    def _answer_came(
+    def _answer_came(self, asked: int, mid: int, code: ReasonCode, properties: Properties | None) -> None:
+        value, reason = code.value, _spoken(code, properties)
+        self._inbound.post(lambda: self._on_answer(asked, mid, value, reason))
+
+    def _puback_came(
         self, _client: Client, _data: object, mid: int, code: ReasonCode, properties: Properties | None
     ) -> None:
-        value, reason = code.value, _spoken(code, properties)
-        self._inbound.post(lambda: self._on_answer(mid, value, reason))
+        self._answer_came(PacketTypes.PUBLISH, mid, code, properties)
 
     def _suback_came(
-        self, client: Client, data: object, mid: int, codes: list[ReasonCode], properties: Properties | None
+        self, _client: Client, _data: object, mid: int, codes: list[ReasonCode], properties: Properties | None
     ) -> None:
         code = codes[0] if codes else ReasonCode(PacketTypes.DISCONNECT, "Malformed packet")
-        self._answer_came(client, data, mid, code, properties)
+        self._answer_came(PacketTypes.SUBSCRIBE, mid, code, properties)
 
     def _unsuback_came(
-        self, client: Client, data: object, mid: int, codes: list[ReasonCode], properties: Properties | None
+        self, _client: Client, _data: object, mid: int, codes: list[ReasonCode], properties: Properties | None
     ) -> None:
         # An UNSUBACK of MQTT 3.1.1 has no reason code: it means success (3.11).
-        self._answer_came(client, data, mid, codes[0] if codes else ReasonCode(PacketTypes.UNSUBACK), properties)
+        code = codes[0] if codes else ReasonCode(PacketTypes.UNSUBACK)
+        self._answer_came(PacketTypes.UNSUBSCRIBE, mid, code, properties)
 
 
 class _Inbound:
@@ -659,19 +685,32 @@ class _Paho(Client):
     def _handle_connack(self) -> MQTTErrorCode:
         if self._in_packet["packet"][:1] != b"\1":
             self._unreleased.clear()  # the broker remembers no session, and none of its messages
-        return super()._handle_connack()
+        own_s = self._keepalive
+        rc = super()._handle_connack()
+        # A broker that asks for fewer pings or none (0) would not be noticed to be gone; more are always allowed.
+        self._keepalive = min(own_s, self._keepalive or own_s)
+        return rc
 
     def _handle_pubackcomp(self, cmd: Literal["PUBACK", "PUBCOMP"]) -> MQTTErrorCode:
         """Take any refusal; paho drops the connection over a reason code it does not expect, as mosquitto's 0x95."""
+        self._expect(MessageState.MQTT_MS_WAIT_FOR_PUBACK if cmd == "PUBACK" else MessageState.MQTT_MS_WAIT_FOR_PUBCOMP)
         return self._take_refusal() if self._is_refusal() else super()._handle_pubackcomp(cmd)
 
     def _handle_pubrec(self) -> MQTTErrorCode:
         """Take a refusal of a QoS 2 message for one; paho goes on to PUBREL and reports success."""
+        self._expect(MessageState.MQTT_MS_WAIT_FOR_PUBREC, MessageState.MQTT_MS_WAIT_FOR_PUBCOMP)
         return self._take_refusal() if self._is_refusal() else super()._handle_pubrec()
+
+    def _expect(self, *states: MessageState) -> None:
+        """End the connection if the message that is acknowledged is not in one of `states`; paho takes any for done."""
+        with self._out_message_mutex:
+            message = self._out_messages.get(int.from_bytes(self._in_packet["packet"][:2], "big"))
+        if message is not None and message.state not in states:
+            raise LinkFailedError(_WRONG_ANSWER)
 
     def _is_refusal(self) -> bool:
         packet = self._in_packet["packet"]
-        return self._protocol == MQTTProtocolVersion.MQTTv5 and len(packet) > 2 and packet[2] >= _FAILURE  # noqa: PLR2004
+        return self._protocol == MQTTProtocolVersion.MQTTv5 and len(packet) > 2 and packet[2] >= FAILURE  # noqa: PLR2004
 
     def _take_refusal(self) -> MQTTErrorCode:
         try:
@@ -703,14 +742,19 @@ def _send_at_once(_client: Client, _data: object, stream: Any) -> None:
         borrowed.detach()
 
 
+def _leave_it_to_the_thread(_client: Client, _data: object, _stream: Any) -> None:
+    """Do nothing: paho's thread is awake."""
+
+
 def _spoken(code: ReasonCode, properties: Properties | None) -> str:
     """Say a reason code, with the broker's own words where it sent some."""
     try:
         name = code.getName()
     except (KeyError, ValueError):  # codes that paho does not expect in this packet
         name = _MORE_CODES.get(code.value, "reason code")
-    words = getattr(properties, "ReasonString", "")
-    return f"{name} (0x{code.value:02X})" + (f", it says {shown(words)}" if words else "")
+    words, server = getattr(properties, "ReasonString", ""), getattr(properties, "ServerReference", "")
+    said = (f", it says {shown(words)}" if words else "") + (f", it names {shown(server)}" if server else "")
+    return f"{name} (0x{code.value:02X})" + said
 
 
 _MORE_CODES: Final = {0x10: "No matching subscribers", 0x95: "Packet too large", 0x9B: "QoS not supported"}
@@ -718,6 +762,6 @@ _MORE_CODES: Final = {0x10: "No matching subscribers", 0x95: "Packet too large",
 
 def _accepted(answer: Answer, what: str) -> Answer:
     code, reason = answer
-    if code >= _FAILURE:
+    if code >= FAILURE:
         raise BrokerRefusedError(f"The broker refused {what}: {reason}.")
     return answer

@@ -459,9 +459,22 @@ def test_a_message_for_nobody_leaves_no_trace() -> None:
     deliver(world, "b", b"", gone.feed)
     deliver(world, "b", b"", gone.feed, retained=True)
     deliver(world, "c", b"")
-    world.dispatch.deliver(Received("a", b"", 0, False, world.now, {}, (268_435_455,)))
+    deliver(world, "a", b"", gone.feed)
 
     assert (len(world.inbox), world.inbox.last_seq) == (0, 0)
+
+
+@pytest.mark.parametrize("retained", [False, True])
+@pytest.mark.parametrize("text", ["a", "$share/g/a"])
+def test_a_message_with_identifiers_that_never_were_ours_goes_by_its_topic(text: str, retained: bool) -> None:
+    world = World()
+    consumer = world.subscribe(text)
+    world.receive()
+
+    world.dispatch.deliver(Received("a", b"1", 0, retained, world.now, {}, (268_435_455, 99)))
+    world.dispatch.deliver(Received("a", b"2", 0, False, world.now, {}, (99, consumer.feed.identifier)))
+
+    assert world.heard(consumer) == [b"1", b"2"]
 
 
 def test_what_only_a_listener_hears_is_not_stored() -> None:

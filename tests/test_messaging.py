@@ -149,6 +149,19 @@ class TestPublish:
 
 
 class TestSubscribe:
+    @pytest.mark.parametrize(
+        ("tool", "arguments"),
+        [
+            ("mqtt_subscribe", {"topic_filter": "a", "qos": True}),
+            ("mqtt_publish", {"topic": "a", "payload": "1", "expiry_s": True}),
+            ("mqtt_read", {"topic_filter": "a", "timeout_s": True}),
+            ("mqtt_read", {"topic_filter": "a", "max_bytes": False}),
+            ("mqtt_wait", {"topic_filter": "a", "count": True}),
+        ],
+    )
+    async def test_true_is_no_number(self, me: Assistant, tool: str, arguments: dict[str, Any]) -> None:
+        assert "a number, not" in await me.fail(tool, **arguments)
+
     async def test_messages_are_read_again_and_again(self, me: Assistant, fake: FakeBroker) -> None:
         subscription = await me.call("mqtt_subscribe", topic_filter="s/+")
         fake.send("s/1", b"21.5")

@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import select
+import socket
 import ssl
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import trustme
+from anyio.from_thread import start_blocking_portal
 from cryptography.hazmat.primitives.serialization import (
     BestAvailableEncryption,
     Encoding,
@@ -797,6 +799,21 @@ class TestOutage:
             assert time.monotonic() - closing < 1
             await until(lambda: set(threading.enumerate()) <= threads, what="the end of every thread")
 
+    async def test_a_message_too_large_for_the_inbox_is_left_out_by_the_broker(
+        self, mosquitto: Mosquitto, topic: str
+    ) -> None:
+        config = BrokerConfig(host=mosquitto.host, port=mosquitto.port, protocol="5")
+        async with MqttClient(config, Inbox(1000, 1 << 20)) as client:
+            await until(lambda: client.state.connected)
+            subscription = await client.subscribe(TopicFilter(topic), 1)
+            for payload in (b"x" * (2 << 20), b"small"):
+                tell(mosquitto, topic, payload)
+            await until(lambda: subscription.received)
+            await client.probe()
+
+            assert texts(client.inbox.read(subscription).messages) == [b"small"]
+            assert client.state.connections == 1
+
     @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
     async def test_a_session_that_is_kept_brings_what_came_meanwhile(
         self, make_mosquitto: Made, topic: str, protocol: str
@@ -978,6 +995,34 @@ def answering(kind: Kind, answer: Answer) -> Script:
     return lambda peer: peer.obey({kind: answer})
 
 
+def about(sent: Sent) -> bytes:
+    """Return the packet identifier of any packet that has one."""
+    start = 2 + int.from_bytes(sent.body[:2]) if sent.kind == Kind.PUBLISH else 0
+    return sent.body[start : start + 2]
+
+
+@contextmanager
+def elsewhere(broker: Hostile) -> Iterator[Hostile]:
+    """Run a broker in a thread of its own: it answers also while the client's event loop is busy."""
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(broker):
+        yield broker
+
+
+class Held(socket.socket):
+    """What paho wakes its thread by, if whoever does so is held up until the broker has answered and is gone."""
+
+    def send(self, *data: Any) -> int:
+        sent = super().send(*data)
+        time.sleep(0.2)
+        return sent
+
+    @classmethod
+    def pair(cls) -> tuple[socket.socket, socket.socket]:
+        reader, writer = socket.socketpair()
+        reader.setblocking(False)
+        return reader, cls(fileno=writer.detach())
+
+
 async def shut(peer: Peer) -> None:
     """Close the connection at once."""
     peer.close()
@@ -1025,6 +1070,12 @@ class TestHostileBroker:
             (answering(Kind.CONNECT, saying(connack(0x88))), "Server unavailable (0x88); it is not available"),
             (answering(Kind.CONNECT, saying(connack(0x89, b"\x1f\x00\x03zzz"))), "it says 'zzz'; it is busy"),
             (answering(Kind.CONNECT, saying(connack(0x97))), "Quota exceeded (0x97); see the broker's log"),
+            (answering(Kind.CONNECT, saying(connack(0x9C, b"\x1c\0\3b:1"))), "it names 'b:1'; set MQTT_BROKER"),
+            (answering(Kind.CONNECT, saying(connack(0x9D))), "Server moved (0x9D); set MQTT_BROKER"),
+            (
+                answering(Kind.CONNECT, saying(connack(session_present=True))),
+                "resumes a session that was not asked for",
+            ),
             (answering(Kind.CONNECT, saying(connack(0x9F))), "connections come too fast"),
         ],
     )
@@ -1038,6 +1089,27 @@ class TestHostileBroker:
             assert any(says in text for text in told), told
             await client.subscribe(TopicFilter("t/#"), 1)
             await hears(broker, client)
+
+    async def test_what_was_wrong_in_mqtt_5_is_told_also_when_3_1_1_fails_too(self) -> None:
+        broken = answering(Kind.CONNECT, saying(connack(0, b"\x99\x00")))
+        refusing = answering(Kind.CONNECT, saying(bytes([0x20, 2, 0, 5])))
+        async with Hostile(broken, refusing) as broker, started(broker, protocol="auto") as client:
+            text = await why_not(client)
+
+        assert "the login is not allowed" in text
+        assert "did not answer CONNECT in MQTT 5" in text
+
+    @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+    async def test_a_session_that_was_not_asked_for_is_not_resumed_after_an_outage(self, protocol: str) -> None:
+        properties = b"\0" if protocol == "5" else b""
+        accepting = answering(Kind.CONNECT, saying(packet(Kind.CONNACK, b"\0\0" + properties)))
+        resuming = answering(Kind.CONNECT, saying(packet(Kind.CONNACK, b"\1\0" + properties)))
+        async with Hostile(accepting, resuming, accepting) as broker, connected(broker, protocol=protocol) as client:
+            broker.peers[0].close()
+            await until(lambda: client.state.connections == 2)
+
+            assert len(broker.peers) == 3
+            assert not client.state.session_resumed
 
     @pytest.mark.parametrize("code", [1, 2, 3, 4, 5, 6, 255])
     async def test_each_refusal_of_3_1_1_is_told(self, code: int) -> None:
@@ -1106,7 +1178,7 @@ class TestHostileBroker:
             packet(Kind.SUBACK, b"\x12\x34\0\0"),
             packet(Kind.UNSUBACK, b"\x12\x34\0\0"),
             packet(Kind.PINGRESP, b""),
-            publish_packet("t/x", b"of nobody", properties=subscription_identifier(99)),
+            publish_packet("u/x", b"of nobody", properties=subscription_identifier(99)),
             publish_packet("u/x", b"not asked for"),
         ],
     )
@@ -1126,6 +1198,14 @@ class TestHostileBroker:
 
             names = [each.topic for each in client.inbox.read().messages]
             assert names == ["t/\ufffd\ufffd", "t/\ufffd\ufffd\ufffd", "t/a\0b", "t/x"]
+
+    async def test_a_message_with_an_identifier_that_is_none_of_ours_is_for_those_its_topic_is_for(self) -> None:
+        async with subscribed(obedient) as (broker, client, subscription):
+            peer = broker.peers[0]
+            peer.send(publish_packet("t/x", b"odd", properties=subscription_identifier(99)))
+            await hears(broker, client)
+
+            assert texts(client.inbox.read(subscription).messages) == [b"odd", b"still here"]
 
     async def test_a_packet_that_stops_half_way_ends_with_the_keep_alive(self) -> None:
         half = breaking(publish_packet("t/x", b"x" * 1000)[:500], after=Kind.SUBSCRIBE)
@@ -1158,6 +1238,14 @@ class TestHostileBroker:
             if client.state.connections == 1 and client.state.connected:
                 await until(lambda: broker.peers[0].sent[-1].kind == Kind.UNSUBSCRIBE)
 
+    async def test_a_subscription_that_the_broker_will_not_end_is_told(self) -> None:
+        script = answering(Kind.UNSUBSCRIBE, saying_to(Kind.UNSUBACK, b"\0\x87"))
+        async with subscribed(script) as (_broker, client, subscription):
+            with pytest.raises(BrokerRefusedError, match=r"has ended here, but the broker .*: Not authorized \(0x87\)"):
+                await client.unsubscribe(subscription)
+
+            assert client.inbox.subscriptions == {}
+
     async def test_giving_up_a_subscription_before_it_is_granted_leaves_nothing_behind(self) -> None:
         async with Hostile(answering(Kind.SUBSCRIBE, never)) as broker, connected(broker, protocol="5") as client:
             subscribing = asyncio.create_task(client.subscribe(TopicFilter("t/#"), 1))
@@ -1181,6 +1269,22 @@ class TestHostileBroker:
             assert earlier.refusal is None
             assert [gap.end is None for gap in client.inbox.gaps] == [False, False]
 
+    async def test_the_quality_of_service_is_told_as_the_broker_granted_it_last(self) -> None:
+        granting_less = answering(Kind.SUBSCRIBE, saying_to(Kind.SUBACK, b"\0\0"))
+        async with subscribed(obedient, granting_less) as (broker, client, subscription):
+            assert subscription.granted_qos == 2
+
+            broker.peers[0].close()
+            await until(lambda: client.state.connections == 2 and client.inbox.gaps[0].end)
+            assert subscription.granted_qos == 0
+
+    async def test_a_subscription_that_is_raised_by_another_one_is_told_to_be_raised(self) -> None:
+        async with Hostile(obedient) as broker, connected(broker, protocol="5") as client:
+            earlier = await client.subscribe(TopicFilter("t/#"), 0)
+            await client.subscribe(TopicFilter("t/#"), 2)
+
+            assert earlier.granted_qos == 2
+
     async def test_a_subscription_that_is_not_confirmed_after_an_outage_is_not_told_to_be_heard(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -1192,6 +1296,59 @@ class TestHostileBroker:
             assert "did not acknowledge the subscription to 't/#' within 0.1 s" in str(mine.refusal)
             assert client.state.connections == 2
             assert not client.inbox.read(mine, after=client.inbox.cursor(mine)).connected_throughout
+
+    @pytest.mark.parametrize(
+        ("kind", "attempt"),
+        [
+            (Kind.PUBLISH, lambda client: publish(client, "a")),
+            (Kind.SUBSCRIBE, lambda client: client.subscribe(TopicFilter("a"), 1)),
+            (Kind.UNSUBSCRIBE, lambda client: client.probe()),
+        ],
+    )
+    async def test_what_was_sent_is_not_told_to_be_unsent_however_soon_the_broker_hangs_up(
+        self, kind: Kind, attempt: Callable[[MqttClient], Awaitable[object]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def hang_up(peer: Peer, _sent: Sent) -> None:
+            peer.send(disconnect(0x95))
+            peer.close()
+
+        monkeypatch.setattr("paho.mqtt.client._socketpair_compat", Held.pair)
+        with elsewhere(Hostile(answering(kind, hang_up), obedient)) as broker:
+            async with connected(broker, protocol="5") as client:
+                with pytest.raises(BrokerSilentError, match=r"the broker closed it: Packet too large \(0x95\)"):
+                    await attempt(client)
+
+                assert broker.peers[0].sent[1].kind == kind
+
+    @pytest.mark.parametrize(
+        ("attempt", "asked", "answer", "rest"),
+        [
+            (lambda client: publish(client, "a", qos=1), Kind.PUBLISH, Kind.PUBREC, b""),
+            (lambda client: publish(client, "a", qos=1), Kind.PUBLISH, Kind.PUBCOMP, b""),
+            (lambda client: publish(client, "a", qos=1), Kind.PUBLISH, Kind.SUBACK, b"\0\0"),
+            (lambda client: publish(client, "a", qos=1), Kind.PUBLISH, Kind.UNSUBACK, b"\0\0"),
+            (lambda client: publish(client, "a", qos=2), Kind.PUBLISH, Kind.PUBACK, b""),
+            (lambda client: publish(client, "a", qos=2), Kind.PUBLISH, Kind.PUBACK, b"\x87"),
+            (lambda client: publish(client, "a", qos=2), Kind.PUBLISH, Kind.PUBCOMP, b""),
+            (lambda client: publish(client, "a", qos=2), Kind.PUBREL, Kind.PUBACK, b""),
+            (lambda client: publish(client, "a", qos=2), Kind.PUBLISH, Kind.SUBACK, b"\0\0"),
+            (lambda client: client.subscribe(TopicFilter("a"), 1), Kind.SUBSCRIBE, Kind.UNSUBACK, b"\0\0"),
+            (lambda client: client.probe(), Kind.UNSUBSCRIBE, Kind.SUBACK, b"\0\0"),
+        ],
+    )
+    async def test_the_acknowledgement_of_something_else_is_none_and_ends_the_connection(
+        self, attempt: Callable[[MqttClient], Awaitable[object]], asked: Kind, answer: Kind, rest: bytes
+    ) -> None:
+        async def mistake(peer: Peer, sent: Sent) -> None:
+            peer.send(packet(answer, about(sent) + rest))
+
+        async with Hostile(answering(asked, mistake), obedient) as broker, connected(broker, protocol="5") as client:
+            with pytest.raises(BrokerSilentError, match=r"the broker acknowledged what it was not sent"):
+                await attempt(client)
+
+            await until(lambda: client.state.connections == 2)
+            await client.subscribe(TopicFilter("t/#"), 1)
+            await hears(broker, client)
 
     async def test_an_acknowledgement_that_comes_twice_is_taken_once(self) -> None:
         async def twice(peer: Peer, sent: Sent) -> None:
@@ -1257,6 +1414,9 @@ class TestHostileBroker:
             assert [str(answer).endswith("and was not sent.") for answer in answers] == [False] * 2 + [True] * 3
             assert [sent.kind for sent in broker.peers[0].sent].count(Kind.PUBLISH) == 2
 
+            await publish(client, "a", qos=0)  # what needs no answer does not count (MQTT 5.0, 4.9)
+            await until(lambda: [sent.kind for sent in broker.peers[0].sent].count(Kind.PUBLISH) == 3)
+
     @pytest.mark.parametrize(
         ("properties", "attempt", "says"),
         [
@@ -1264,6 +1424,11 @@ class TestHostileBroker:
             (b"\x24\x01", lambda client: publish(client, "a", qos=2), "takes at most QoS 1"),
             (b"\x25\x00", lambda client: retain(client, "a"), "keeps no retained messages"),
             (b"\x27\x00\x00\x00\x20", lambda client: publish(client, "a" * 40), "packets of at most 32 bytes"),
+            (
+                b"\x27\0\0\0\x20",
+                lambda client: client.subscribe(TopicFilter("a" * 40), 0),
+                "packets of at most 32 bytes",
+            ),
             (b"\x28\x00", lambda client: client.subscribe(TopicFilter("a/+"), 0), "no wildcard subscriptions"),
             (b"\x2a\x00", lambda client: client.subscribe(TopicFilter("$share/g/a"), 0), "no shared subscriptions"),
         ],
@@ -1295,6 +1460,34 @@ class TestHostileBroker:
             assert client.state.client_id == "chosen"
             await until(lambda: broker.peers[0].sent[-1].kind == Kind.PINGREQ)  # after one second, not thirty
 
+    @pytest.mark.parametrize("server_keep_alive", [b"\x13\0\0", b"\x13\xff\xff"])
+    async def test_a_broker_that_wants_few_pings_or_none_is_still_noticed_to_be_gone(
+        self, server_keep_alive: bytes
+    ) -> None:
+        async def half_open(peer: Peer) -> None:
+            await peer.obey({Kind.CONNECT: saying(connack(0, server_keep_alive)), Kind.PINGREQ: never})
+
+        async with Hostile(half_open, obedient) as broker, connected(broker, protocol="5", keepalive_s=1) as client:
+            heard_at = time.time()
+            await until(lambda: client.state.connections == 2)
+
+            (gap,) = client.inbox.gaps
+            assert gap.cause == "the broker stopped answering (keep-alive timeout)"
+            assert abs(gap.start - heard_at) < 0.5
+
+    @pytest.mark.parametrize(
+        ("inbox_bytes", "announced"), [(1024, 1 << 20), (64 << 20, 64 << 20), (1 << 40, 268_435_455)]
+    )
+    async def test_the_broker_is_asked_not_to_send_what_the_inbox_could_not_hold(
+        self, inbox_bytes: int, announced: int
+    ) -> None:
+        async with Hostile(obedient) as broker:
+            config = BrokerConfig(host=broker.host, port=broker.port, protocol="5")
+            async with MqttClient(config, Inbox(1000, inbox_bytes)) as client:
+                await until(lambda: client.state.connected)
+
+                assert b"\x27" + announced.to_bytes(4) in broker.peers[0].sent[0].body
+
     @pytest.mark.parametrize(
         ("code", "says"),
         [
@@ -1320,6 +1513,13 @@ class TestHostileBroker:
             assert abs(gap.start - time.time()) < 60
             assert client.inbox.read(subscription).gaps == [gap]
             await hears(broker, client)
+
+    async def test_which_server_the_broker_names_instead_is_told(self) -> None:
+        farewell = packet(Kind.DISCONNECT, b"\x9d\x09\x1c\0\6other:")
+        async with subscribed(breaking(farewell, after=Kind.SUBSCRIBE), obedient) as (_broker, client, _subscription):
+            await until(lambda: client.inbox.gaps)
+
+            assert client.inbox.gaps[0].cause == "the broker closed it: Server moved (0x9D), it names 'other:'"
 
     async def test_a_burst_is_kept_whole_while_calls_go_on(self) -> None:
         async with subscribed(obedient) as (broker, client, subscription):

@@ -126,11 +126,15 @@ class _StrictTool(Tool):
     async def run(self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False) -> Any:
         """Run the tool; see `Tool.run`."""
         _context.set(context)
+        properties = self.parameters.get("properties", {})
+        for name, value in arguments.items():  # pydantic takes true for 1
+            if isinstance(value, bool) and properties.get(name, {}).get("type") in ("integer", "number"):
+                raise ToolError(f"{self.name} was not called: {name}: input should be a number, not {value}.")
         try:
             return await super().run(arguments, context, convert_result)
         except ToolError as exc:
             if isinstance(exc.__cause__, ValidationError):
-                known = list(self.parameters.get("properties", {}))
+                known = list(properties)
                 text = "; ".join(_in_words(dict(problem), known) for problem in exc.__cause__.errors())
                 raise ToolError(_fit_to_leave(f"{self.name} was not called: {text}.")) from exc
             raise
