@@ -15,14 +15,15 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from http import HTTPStatus
 from typing import Any, Final
 
 import anyio
 from mcp.server import MCPServer
-from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
+from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser, AuthorizationContext
 from mcp.server.auth.provider import AccessToken
+from mcp.server.streamable_http import StreamableHTTPServerTransport
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp.server.transport_security import TransportSecuritySettings
 from starlette.types import Message, Receive
 
 from audit import Audit
@@ -224,17 +225,17 @@ class Clients:
 
     async def _pass_on(self, exchange: Exchange, client: HTTPClient) -> None:
         try:
-            receive = await _whole_body(exchange)
+            body = await _whole_body(exchange)
         except TimeoutError:
             await exchange.refuse(408, f"The body did not come within {BODY_TIMEOUT_S:g} s.")
             return
-        server = self._servers[client.access]
-        if receive is None:
+        if body is None:
             await exchange.refuse(413, f"The body has more than {BODY_BYTES} bytes.")
-        elif server.has_enough(exchange, client):
+            return
+        try:
+            await self._servers[client.access](exchange, client, body)
+        except _EnoughSessionsError:
             await self._too_many(exchange, "sessions", 60)
-        else:
-            await server(exchange, client, receive)
 
     @property
     def streams(self) -> int:
@@ -245,6 +246,20 @@ class Clients:
     def sessions(self) -> int:
         """How many sessions are open."""
         return sum(server.sessions for server in self._servers.values())
+
+
+class _EnoughSessionsError(Exception):
+    """A client would open one session more than it may have."""
+
+
+class _Sessions(StreamableHTTPSessionManager):
+    """The sessions of a server, of which no client takes the room of others."""
+
+    def _admit_session(self, requestor: AuthorizationContext | None) -> StreamableHTTPServerTransport | None:
+        """Open a session: whatever opens one comes by here, and nothing comes between the count and the opening."""
+        if requestor and list(self._session_owners.values()).count(requestor) >= MAX_SESSIONS_OF_ONE:
+            raise _EnoughSessionsError
+        return super()._admit_session(requestor)
 
 
 class _Server:
@@ -263,7 +278,8 @@ class _Server:
     def sessions(self) -> int:
         return len(self._manager._server_instances)  # noqa: SLF001 - the SDK tells it nowhere
 
-    async def __call__(self, exchange: Exchange, client: HTTPClient, receive: Receive) -> None:
+    async def __call__(self, exchange: Exchange, client: HTTPClient, body: bytes) -> None:
+        """Serve a request; raises _EnoughSessionsError."""
         manager, scope = self._manager, exchange.scope
         given = exchange.header(_SESSION)
         session = self._unsealed(given[0], client) if given else None
@@ -278,23 +294,14 @@ class _Server:
             else:
                 await exchange.refuse(405, "This replica does not hold the session: only POST is possible.")
                 return
-        await manager.handle_request(scope, receive, _Told(exchange, client, self._sealed).send)
+        told = _Told(exchange, client, self._sealed, body)
+        await manager.handle_request(scope, _giving(body, exchange.receive), told.send)
 
     def _end(self, session: str) -> None:
         """Remember that a session has ended: nobody else is to serve what comes for it."""
         self._ended[session] = None
         while len(self._ended) > MAX_KEYS:
             self._ended.popitem(last=False)
-
-    def has_enough(self, exchange: Exchange, client: HTTPClient) -> bool:
-        """Say whether a request would open a session, and its client has enough of them."""
-        owners = self._manager._session_owners.values()  # noqa: SLF001
-        return (
-            exchange.method == "POST"
-            and not exchange.header(_SESSION)
-            and not exchange.header(b"mcp-protocol-version")
-            and sum(owner["client_id"] == client.name for owner in owners) >= MAX_SESSIONS_OF_ONE
-        )
 
     def _sealed(self, session: str, client: HTTPClient) -> str:
         """Make of a session's name one that every replica can recognise as given to this client."""
@@ -312,13 +319,12 @@ class _Server:
 
 @asynccontextmanager
 async def _serving(server: MCPServer[None], seal: bytes | None) -> AsyncIterator[_Server]:
-    server.streamable_http_app(
+    sessions = _Sessions(
+        server._lowlevel_server,  # noqa: SLF001 - the SDK makes its own manager otherwise
         max_request_body_size=BODY_BYTES,
         session_idle_timeout=SESSION_IDLE_S,
         max_sessions=MAX_SESSIONS,
-        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),  # the door has done it
     )
-    sessions = server.session_manager
     # A session that another replica holds is served here without one: nothing is begun twice for it.
     sessionless = copy.copy(sessions.app)
     sessionless.lifespan = _nothing
@@ -335,10 +341,13 @@ async def _nothing(_server: object) -> AsyncIterator[dict[str, Any]]:
 class _Told:
     """Passes the SDK's answer on: a session's name sealed, an error in words that repeat nothing."""
 
-    def __init__(self, exchange: Exchange, client: HTTPClient, sealed: Callable[[str, HTTPClient], str]) -> None:
+    def __init__(
+        self, exchange: Exchange, client: HTTPClient, sealed: Callable[[str, HTTPClient], str], asked: bytes
+    ) -> None:
         self._exchange = exchange
         self._client = client
         self._sealed = sealed
+        self._asked = asked
         self._error: Message | None = None
         self._body = b""
 
@@ -349,6 +358,9 @@ class _Told:
                 for key, value in message.get("headers", [])
             ]
             message = {**message, "headers": headers}
+            if message["status"] == HTTPStatus.ACCEPTED and _is_request(self._asked):
+                message["status"] = HTTPStatus.BAD_REQUEST
+                self._body = b"The id of a request is a string or an integer."
             if message["status"] >= 400:  # noqa: PLR2004
                 self._error = message
                 return
@@ -359,6 +371,12 @@ class _Told:
                 await self._exchange.answer(self._error["status"], _in_our_words(self._body), kept)
             return
         await self._exchange.send(message)
+
+
+def _is_request(body: bytes) -> bool:
+    """Say whether what the SDK took for a notification is a request, with an id of a kind that it does not know."""
+    message = json.loads(body)
+    return "method" in message and "id" in message
 
 
 def _in_our_words(body: bytes) -> Mapping[str, Any]:
@@ -380,8 +398,8 @@ def _plain(text: str) -> str:
     return visible(shortened(hide_secrets(text.splitlines()[0] if text else ""), 200))
 
 
-async def _whole_body(exchange: Exchange) -> Receive | None:
-    """Read the body of a request and return what gives it out again; None when it is too large."""
+async def _whole_body(exchange: Exchange) -> bytes | None:
+    """Read the body of a request; None when it is too large."""
     declared = exchange.header(b"content-length")
     if declared and (not declared[0].isdigit() or int(declared[0]) > BODY_BYTES):
         return None
@@ -392,15 +410,20 @@ async def _whole_body(exchange: Exchange) -> Receive | None:
             while more:
                 message = await exchange.receive()
                 if message["type"] != "http.request":
-                    return exchange.receive  # the client is gone
+                    return b""  # the client is gone
                 body += message.get("body", b"")
                 if len(body) > BODY_BYTES:
                     return None
                 more = message.get("more_body", False)
+    return body
+
+
+def _giving(body: bytes, then: Receive) -> Receive:
+    """Return what gives a body out again, and then what still comes."""
     waiting: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def receive() -> Message:
-        return waiting.pop() if waiting else await exchange.receive()
+        return waiting.pop() if waiting else await then()
 
     return receive
 

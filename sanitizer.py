@@ -9,6 +9,7 @@ that was read and left is at most `_LONGEST_HARMLESS` characters long; a longer 
 """
 
 import base64
+import bisect
 import contextlib
 import copy
 import functools
@@ -112,6 +113,12 @@ def _option(tool: str, option: str, hit: str, miss: str, *, value: str = _ARGUME
 
 
 _NEXT = r"(?>[\"'],\s?(?=[\"'])|[ =]{0,4}(?![\"'][,\])]))"
+_WEBHOOK: Final = Pattern(
+    "Slack webhook",
+    r"hooks\.slack(?:-gov)?\.com\\{0,3}/(?:services|workflows|triggers)\\{0,3}/((?:[\w/]|\\{1,3}+/){20,}+)",
+    f"hooks.slack.com/services/T0/B0/{_A[:24]}",
+    "hooks.slack.com/services/",
+)
 PLACES: Final = (
     Pattern(
         "Bearer",
@@ -174,11 +181,13 @@ PLACES: Final = (
     ),
     Pattern(
         "Coreflux user commands",
-        rf"-(?i:addUser|changeUserPassword)\s{{1,4}}[^\s\"']{{1,99}}\s{{1,4}}{_WORD}",
+        rf"-(?i:add-?user|change-?user-?password|(?:un)?install-?with-?token)\s{{1,4}}[^\s\"']{{1,99}}\s{{1,4}}{_WORD}",
         "-addUser bob x",
         "-addUserToGroup bob operators",
     ),
-    Pattern("Coreflux secrets", rf"-(?i:setSecret)\s{{1,4}}\w{{1,99}}={_WORD}", "-setSecret DB=x", "-removeSecret DB"),
+    Pattern(
+        "Coreflux secrets", rf"-(?i:set-?secret)\s{{1,4}}\w{{1,99}}={_WORD}", "-setSecret DB=x", "-removeSecret DB"
+    ),
     Pattern(
         "LoT secrets",
         r"KEEP\s{1,4}SECRET\s{1,4}\\?[\"'][^\"'\n\\]{1,99}\\?[\"']\s{1,4}WITH\s{1,4}\\?[\"']([^\"'\n\\]+)",
@@ -186,11 +195,12 @@ PLACES: Final = (
         'GET SECRET "DB"',
     ),
     Pattern(
-        "Slack webhook",
-        r"hooks\.slack\.com/services/([\w/]{20,}+)",
-        f"hooks.slack.com/services/T0/B0/{_A[:24]}",
-        "hooks.slack.com/services/",
+        "password hashes",
+        r"\$(?:1|2[abxy]?|[5-7]|y|apr1|argon2(?:id|i|d))\$((?:[\w./+=,-]{1,99}\$){1,4}+[\w./+=-]{20,}+)",
+        f"bob:$7$101$b0b=${_A[:86]}==",
+        "s/a/$1$2$/",
     ),
+    _WEBHOOK,
     Pattern(
         "cookies",
         r"[Cc]ookie[\"']?[:,]\s?b?[\"']?(?:(?!\[)[\w.-]{1,99}=(?!\[R)([^\s;,\"'\\]{6,}+)|(?:[\w.-]{1,99}=[^;\n]{0,99};\s?){1,9}?"
@@ -213,9 +223,11 @@ PLACES: Final = (
 )
 """Where a secret stands by the grammar of a tool, a header or a call, with no key that says so."""
 _PLACE_HINT = re.compile(
-    r"bearer|curl|username_pw_set|-adduser|-changeuser|-setsecret|keep|slack|cookie|sig|response=|-> |=> |pass:|passwd "
-    r"|identified|requirep|masterauth|login |mqtt\\| -[paw]|'-[paw]|\"-[paw]"
+    r"bearer|curl|username_pw_set|-add-?user|-change-?user|-set-?secret|install-?with|keep|slack"
+    r"|cookie|sig|response=|-> |=> |pass:|passwd |identified|requirep|masterauth|login |mqtt\\| -[paw]|'-[paw]|\"-[paw]"
+    r"|\$(?:[15-7y]|2[abxy]?|apr1|argon2(?:id|i|d))\$"
 )
+_SLACK_WEBHOOK = re.compile(_WEBHOOK.expression)
 _PLACES = tuple(re.compile(row.expression) for row in PLACES)
 
 # What can hold a credential, and where in it one starts: the n of an escaped newline and the digits of %20 are no word.
@@ -240,6 +252,9 @@ _URL = re.compile(
     (?P<authority> (?: (?!://) [^\s"'\\/?\#] | \\(?!\\{0,16}+["'nrt]) )*+ )
     (?P<more> (?: (?!://) [^\s"'\\] | \\(?!\\{0,16}+["'nrt]) )*+ )"""
 )
+
+# The user of a web address is a token when a machine made it; that of a broker's is often the name of a device.
+_TOKEN_URL = re.compile(r"(?i:https?):(?:\\{0,3}+/){2}(?P<token>[\w.~%-]{16,256}+)@")
 
 # A key is judged by its last word, so after the word it is over. Words are looked for in the text in lower case.
 _KEY_WORD = re.compile(
@@ -273,10 +288,11 @@ _PLAIN_OWNER = re.compile(
     r"|del|put|delete|redis|s3|record|map|dict|hit|miss|entry|a|this|that|its?)|public|primary|foreign|cache|routing"
     r"|partition|sort|row|object|idempotency|hash|group|index|lookup|message)[ _.-]?\Z"
 )
+_PUBLIC = re.compile(r"pub(?:lic)?[ _.-]?\Z")
 _PASS_OWNER = re.compile(r"(?:db|user|root|key|store|admin|mqtt|require|\b(?:id|user)/)\Z")
 _NO_KEY = re.compile(
     r"(?<![a-z])(?:(?:is|has|no|use|needs?|allow|show)[_-]?|requires?[_-]|(?:unexpected|illegal|expected|it) )\Z"
-    r"|-(?:set|remove|changeuser)\Z|(?:jsonweb|cancellation_?|masked[_-]?)\Z|\$\{[a-z0-9_]*\Z"
+    r"|-(?:set|remove|change-?user-?)\Z|(?:jsonweb|cancellation_?|masked[_-]?)\Z|\$\{[a-z0-9_]*\Z"
 )
 
 # What is in front of a name says what follows it: a value, or none.
@@ -299,22 +315,27 @@ _ASSIGNED = re.compile(r"\b(?:self|this|cls)\.[\w.]*\Z|\b(?:const|let|var|val|fi
 _COMPLAINT = re.compile(r"(?:fail|cannot|could not|unable|error|invalid|denied|expired|rejected)[^\n]{0,48}\Z")
 
 _QUOTE = r"\\{0,15}+[\"'`] | &(?:quot|\#0?3[49]|\#x2[27]); | %2[27]"
+# What an object calls the secret that it is about.
+_ITSELF: Final = r"(?:values?|current|new|old|plain(?:text)?|raw)"
+_ATTRIBUTES: Final = r"""[ \t]++ (?: (?!value=)[\w:.-]{1,32}+=["'][^"'<>\n]{0,64}+["'][ \t]++ ){0,4}+ (?=value=["'])"""
 _SEPARATOR = re.compile(
     rf"""(?xi)
     (?P<close> {_QUOTE} )?+
-    (?: (?:\[\])?+ [\])]{{0,2}}+ \*{{0,2}}+ [ \t]*+
+    (?: (?:\[\])?+ [\])]{{0,2}}+ (?P<index> \[ [^\[\]\n]{{1,64}}+ \] )?+ \*{{0,2}}+ [ \t]*+
           (?: :[ ]?&?(?:'static[ ])?[a-z][\w.<>\[\]|&?]{{0,30}}+(?:[ ]\|[ ]None)?[ ](?==[ ])   # its type
             | (?::[ \t]*+|As[ ])?+str(?:ing)?[ \t]*+(?==) )?+
           (?P<assign> [:?+.|!]{{1,3}}+= | =>?(?!=) | (?<=\s)={{2,3}}+ | ={{2,3}}+(?!\s) | :(?!:)
               | ->(?=[\s"']) | <- | %3[ad] )
           \*{{0,2}}+ [ \t]*+
           (?: [|>][+-]?[ \t]*+\r?\n[ \t]++ )?+
+          (?P<nested> \{{ (?: [^{{}}]{{0,200}}? [\s,] )?? \\{{0,15}}+["']? {_ITSELF} \\{{0,15}}+["']? \s*+ [:=] \s*+ )?+
       | (?P<element> > ) \s*+ (?= [^<>]{{1,4096}}+</ )
       | [ \t]++ (?P<whose> (?:for|of)[ \t]++ (?: (?!(?:is|was|to|set|changed)[ ])[^\s:]{{1,64}}+[ \t]++ ){{0,4}}+ )?+
           (?P<prose> (?:is|was|equals|ist|lautet|est|es|to|(?:set|changed)[ ]to) [ ]?:?+ [ ]++
               (?: (?:now|set[ ]to)[ ]++ )?+
             | (?(whose) [^\s:]{{1,64}}+:[ ] | (?!) ) )
-      | (?P<named> (?(close) \s*+,?\s*+ | [ \t]*+[,\r\n]\s*+ ) \\{{0,15}}+["']? value \\{{0,15}}+["']? \s*+ [:=] \s*+ )
+      | (?P<named> (?(close) \s*+,?\s*+ | (?: [ \t]*+[,\r\n]\s*+ | {_ATTRIBUTES} ) )
+          \\{{0,15}}+["']? value \\{{0,15}}+["']? \s*+ [:=] \s*+ )
       | (?P<pair> \s*+,\s*+ ) (?= b?\\{{0,15}}+["'] )
       | (?P<with> (?(close) [ \t]++ with[ \t]++ | (?!) ) ) (?= \\{{0,15}}+["'] )
       | (?P<call> [({{] ) (?= b?["'] )
@@ -340,6 +361,8 @@ _SCHEME = re.compile(
     r"|aws4-[\w-]{11})"
     r"(?:[ \t]{1,4}+|%20|\+)(?=[^\s\"'])"
 )
+_ENTRY_ITSELF = re.compile(_ITSELF, re.IGNORECASE)
+_PASSWORDS = re.compile(r"(?i)pass(?:word|wd|phrase|code)s\Z")
 # What can end a bare value: a delimiter with no more of the same word behind it, or with the next key.
 _STOP = re.compile(
     r"""(?x) (?P<escape> \\ (?! \\{0,16}+["'`] | [nrt](?!\w) | [nrt][\w.-]{1,64}+[ ]?[=:] | \Z ) .
@@ -350,6 +373,13 @@ _STOP = re.compile(
       | (?P<closer> ["'`)\]}>] ) (?= \s | \Z | [,;:.&|<\\"'`)\]}>+%({\[] )
       | < (?=/) | (?P<fragment> \# )"""
 )
+# A value, or a list of them, on the lines below its name; no further names.
+_BELOW = re.compile(
+    r"""(?xm) ^ (?P<indent> [ \t]*+ ) (?: -[ ]++ )?+ ["']? (?P<name> [\w.-]{1,64}+ ) ["']? : [ \t]*+
+    (?P<lines> (?: \r?\n [ \t]*+ -[ ]++ (?! [\w.-]++:\s ) [^\r\n]++ )++
+      | \r?\n (?P=indent) [ \t]++ (?: value:[ ]++ )?+ (?! -[ ] | [\w.-]++:(?:\s|\Z) ) [^\r\n]++ )"""
+)
+_LINE_BELOW = re.compile(r"(\n[ \t]*+(?:-[ ]++|value:[ ]++)?+)([^\r\n]++)")
 _OPENER: Final = {")": "(", "]": "[", "}": "{", ">": "<"}
 _LISTED = re.compile(r"\[(?![A-Z ]{0,12}REDACTED\])(?=[^\s\[\]\"'][^\[\]\"'\n]{0,200}\])")
 _NEXT_KEY = re.compile(r"[A-Za-z_][\w.-]{0,64}=[^=\s]")
@@ -393,15 +423,16 @@ _TYPE_OR_REMARK = re.compile(
     r"""(?xi)(?: &?str | string | bytes | int | bool | text | any | SecretStr | Option(?:al)?[\[<]&?\w+[\]>]
       | (?:var)?char\(\d+ | \((?:Optional|str|bytes)[^()\n]{0,40}\)
       | [A-Z][a-z]+(?=(?:[ ][A-Za-z][a-z'-]*,?){2,20}\.\s*(?:\Z|\n))                       # a sentence
-      | not? | never | too | the | an? | in | at | for | from | to | with | by | be | been | also | only | still
-      | must | should | may | can | cannot | will | has | have | if | when | because | but | or | and | is | are | was
-      | were | invalid | incorrect | wrong | empty | unset | valid | ok | optional | unknown | weak | strong
+      | not? | do(?=[ ]not) | never | too | the | an? | in | at | for | from | to | with | by | be | been | also | only
+      | still | must | should | may | can | cannot | will | has | have | if | when | because | but | or | and | is | are
+      | was | were | invalid | incorrect | wrong | empty | unset | valid | ok | optional | unknown | weak | strong
       | short | long | mandatory | different | same | fine | safe | set | reset | sent | lost | kept | hidden | please
       | found | given | taken | known | shown | inherit | as | oauth | via | keep | this | that | it | you | your
       | (?:pass(?:word|wd)|token|secret|key)(?=[ ][a-z]) | raise | return | throw | continue | break
       | option | flag | argument | write | read | [a-z]{2,16}(?:ed|ing|able|ible)
     ) (?= \Z | [\s.,;:!?)|=`"] )"""
 )
+_STORE = re.compile(r"file|env|environment|vault|keyring|keychain")
 _COUNT = re.compile(r"\d{1,4}")
 _REASON = re.compile(r"[a-z]+ ")
 _REFERENCE = re.compile(r"\w{2,16}://")
@@ -483,12 +514,12 @@ def _sanitize_text(text: str) -> str:
     if "-----begin" in hints:
         text = _PEM.sub(_pem_marker, text)
     if "@" in hints and "/" in hints:
-        text = _URL.sub(_without_password, text)
+        text = _TOKEN_URL.sub(_without_token, _URL.sub(_without_password, text))
     text = _LONG_WORD.sub(_without_credentials, text)
     if _PATH_HINT.search(hints):
         text = _PATH.sub(_path_marker, text)
     if _KEY_WORD.search(hints):
-        text = _without_keyed_values(text)
+        text = _without_keyed_values(_BELOW.sub(_without_values_below, text) if "\n" in text else text)
     if _PLACE_HINT.search(hints):
         for place in _PLACES:
             text = place.sub(_marked, text)
@@ -500,7 +531,48 @@ def hide_secrets(text: str) -> str:
     text = _process.hide(text)
     if "-----BEGIN" in text:
         text = _PEM.sub(_pem_marker, text)
+    if "hooks.slack" in text:
+        text = _SLACK_WEBHOOK.sub(_marked, text)
     return _LONG_WORD.sub(_without_credentials, text)
+
+
+def hide_secrets_in(value: Any) -> Any:
+    """Hide secrets in a JSON value as in a text; keys stay apart, and a known number becomes a marker."""
+    if isinstance(value, str):
+        return hide_secrets(value)
+    if isinstance(value, dict):
+        keys = _Keys()
+        return {keys.written(key, hide_secrets(key)): hide_secrets_in(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [hide_secrets_in(inner) for inner in value]
+    # A number that only has a known value among its digits is another number.
+    is_known = isinstance(value, int | float) and _process.hide(repr(value)).lstrip("-").removesuffix(".0") == MARKER
+    return MARKER if is_known else value
+
+
+def hide_secrets_in_bytes(data: bytes) -> bytes:
+    """Hide secrets in bytes before they are cut, or shown as hex or base64: half a secret is not recognised."""
+    return hide_secrets(data.decode(errors="surrogateescape")).encode(errors="surrogateescape")
+
+
+class _Keys:
+    """The keys of a JSON object as they are written: those that become the same are numbered."""
+
+    def __init__(self) -> None:
+        self._written: dict[Any, Any] = {}
+        self._numbers: dict[Any, int] = {}
+
+    def written(self, key: Any, redacted: Any) -> Any:
+        """Return what to write for `key`, of which `redacted` is left."""
+        if key not in self._written:
+            written, number = redacted, self._numbers.get(redacted, 1)
+            while written in self._numbers:
+                number += 1
+                written = f"{redacted} ({number})"
+            self._numbers[written] = 1
+            self._numbers[redacted] = number
+            self._written[key] = written
+        return self._written[key]
 
 
 def shortened(text: str, characters: int) -> str:
@@ -547,6 +619,10 @@ def _without_password(url: re.Match[str]) -> str:
     if at <= start or _NOTHING.fullmatch(url.string, start, at):
         return url[0]
     return url.string[url.start() : start] + MARKER + url.string[at : url.end()]
+
+
+def _without_token(url: re.Match[str]) -> str:
+    return url[0].replace(url["token"], MARKER) if _is_mixed(url["token"]) else url[0]
 
 
 def _marked(place: re.Match[str]) -> str:
@@ -646,7 +722,10 @@ def _key_of(name: str) -> _Key | None:
 
 def _is_named_secret(name: str, value: str) -> bool:
     """Whether `value` is a secret because of the name it stands under."""
-    key = _key_of(name)
+    return _is_secret_of(_key_of(name), value)
+
+
+def _is_secret_of(key: _Key | None, value: str) -> bool:
     if key is None or not value or _NOTHING.fullmatch(value) or key.means_directory(value):
         return False
     if key.weak:
@@ -659,6 +738,7 @@ def _is_random(value: re.Match[str] | None, key: _Key) -> bool:
     if (
         value is None
         or _CAMEL_CASE.fullmatch(value[0])
+        or _PUBLIC.search(key.before[-_OWNER:])
         or (value["digest"] is not None and _PLAIN_OWNER.search(key.before[-_OWNER:]))
     ):
         return False
@@ -678,24 +758,38 @@ def _redact_json(text: str, redact: Callable[[str], str]) -> str:
     """Redact each string and number of a JSON text on its own, and leave the rest as it is."""
     name = previous = ""
     items = -1
+    key_of = functools.cache(_key_of)  # there can be very many values under one long name
+    # Of the objects around: the name under which each stands, whether that of a secret, and its keys.
+    objects: list[tuple[str, str, _Keys]] = []
 
     def redact_token(token: re.Match[str]) -> str:
         nonlocal name, previous, items
         if token["bracket"]:
-            name, previous, items = (name, "", 0) if token[0] == "[" else ("", "", -1)
+            previous, items = "", 0 if token[0] == "[" else -1
+            if token[0] == "{":
+                key = key_of(name)
+                objects.append((name, name if key and not key.weak else "", _Keys()))
+                name = ""
+            elif token[0] == "}":
+                name = objects.pop()[0]
+            elif token[0] == "]":
+                name = ""
             return token[0]
         value = json.loads(token["string"] or f'"{token[0]}"')
         # The value of {"name": "PASSWORD", "value": …}, ["--password", …] and ["Authorization", …].
         last = token["last"] is not None
         by_previous = name == "value" or (items > 0 and previous.startswith("-")) or (items == 1 and last)
         names = (name, previous) if by_previous else (name,)
-        if token["colon"] is None and any(_is_named_secret(each, value) for each in names):
+        above = objects[-1][1] if objects else ""
+        one_of_several = _PASSWORDS.search(above) is not None and _LIKE_A_PASSWORD.fullmatch(value) is not None
+        if token["colon"] is None and (one_of_several or any(_is_secret_of(key_of(each), value) for each in names)):
             scheme = _SCHEME.match(value)
             redacted = (scheme[0] if scheme else "") + MARKER
         else:
             redacted = redact(value)
         if token["colon"]:
-            name = value
+            redacted = objects[-1][2].written(value, redacted)
+            name = above if above and _ENTRY_ITSELF.fullmatch(value) else value
         else:
             previous, items = value, items + (items >= 0)
         if redacted == value:
@@ -721,11 +815,36 @@ def _without_keyed_values(text: str) -> str:
     return "".join([*pieces, text[done:]])
 
 
+def _without_values_below(found: re.Match[str]) -> str:
+    key = _key_of(found["name"])
+    if key is None or key.weak:
+        return found[0]
+
+    def redact(line: re.Match[str]) -> str:
+        written = line[2].split(" #")[0].rstrip()
+        quote = written[0] if written.startswith(('"', "'")) and written[0] == written[-1] else ""
+        value = written[1:-1] if quote else written
+        prose = not quote and (" " in value or _TYPE_OR_REMARK.match(value))
+        likely = key.password or _LIKE_A_PASSWORD.fullmatch(value)
+        if prose or not likely or not _is_secret_of(key, value):
+            return line[0]
+        return line[1] + quote + MARKER + quote + line[2][len(written) :]
+
+    return found[0][: found.start("lines") - found.start()] + _LINE_BELOW.sub(redact, found["lines"])
+
+
 def _random_value(key: _Key, separator: re.Match[str], text: str) -> tuple[int, int, str]:
     """Find what follows a weak key, if a machine made it."""
     opening = _OPENING.match(text, separator.end())
     value = _RANDOM.match(text, opening.end() if opening else separator.end())
-    if value is None or separator["space"] or not _is_random(value, key) or _key_of(value[0]):
+    if (
+        value is None
+        or separator["space"]
+        or separator["index"]
+        or separator["nested"]
+        or not _is_random(value, key)
+        or _key_of(value[0])
+    ):
         return 0, 0, ""
     return *value.span(), MARKER
 
@@ -790,7 +909,7 @@ def _follows(key: _Key, separator: re.Match[str], *, quoted: bool) -> tuple[bool
                 )
             return sure, True
         case _:
-            return True, True
+            return quoted or not separator["index"], True
 
 
 def _extent(
@@ -802,7 +921,8 @@ def _extent(
         if close and (number := _NUMBER.match(text, start)):
             return number.end(), close + MARKER + close
         spaced = (_ELEMENT if separator["element"] else _BUFFER).match(text, start)
-        return spaced.end() if spaced else _bare_end(key, text, start), MARKER
+        within = key._replace(before=key.before + (separator["nested"] or ""))
+        return spaced.end() if spaced else _bare_end(within, text, start), MARKER
     if not close and key.before.count(opening["quote"]) % 2 and _OUTSIDE.match(text, start):
         return start, ""
     return _closing(text, start, opening), MARKER
@@ -870,6 +990,7 @@ def _is_code_or_remark(key: _Key, separator: re.Match[str], text: str, start: in
             and _COMPLAINT.search(key.near) is not None
             and _REASON.match(text, start) is not None
         )
+        or (key.word.startswith("cred") and _STORE.fullmatch(value) is not None)
         or value.strip("_$:@").lower() == key.word
         or _is_code(key, separator, text, start, end)
     )
@@ -929,6 +1050,17 @@ _JSON_TOKEN = re.compile(
     r"""(?xs) (?P<string> "(?:[^"\\]|\\.)*+" ) (?: (?P<colon> \s*+: ) | (?P<last> (?= \s*+\] ) ) )?+ | -?\d[\d.eE+-]*+
     | (?P<bracket> [\[\]{}] )"""
 )
+# How a letter or a digit can be escaped, which none has to be, or a backslash; and a line break in long base64.
+_DISGUISE = re.compile(
+    r"""(?x) [%&\\\r\n]
+    (?<! \\\\ )
+    (?: (?: (?<=%) (?:25){0,3}+ | (?<=\\) (?P<slashes> \\{0,15}+ ) (?: x | u00 | U000000 ) )
+        (?P<hex> 3\d | [46][1-9A-Fa-f] | 5[\dAaCc] | 7[\dAa] )
+      | (?<=&) (?:amp;){0,3}+ \# (?: 0{0,8}+ (?P<decimal> \d{2,3} ) | [xX] 0{0,8}+ (?P<html> [3-7][0-9A-Fa-f] ) ) ;
+      | (?<= [\w+/\\-]{40} . ) (?: (?<=[\r\n]) | (?<=\\) \\{0,15}+ [rn] | (?<=%) 0[ADad] )
+        (?: \n | \\{1,16}+ n | %0[Aa] )?+ [ \t]{0,64}+ (?= [\w+/-] ) )""",
+    re.DOTALL,
+)
 _HEX_LEAD = r"(?:%|\\{1,16}+(?:x|u00)|&\#x)"
 _HEX_GAP = rf"(?:[ :-]|;?{_HEX_LEAD}|,[ ]0x)?+"
 _HEX_PAIR = rf"[0-9A-Fa-f]{{2}}{_HEX_GAP}"
@@ -981,9 +1113,60 @@ def _hunt(values: frozenset[str]) -> Callable[[str], str]:
         if hint.search(text):
             for expression in expressions:
                 text = expression.sub(lambda found: found["marker"] or MARKER, text)
+        if _DISGUISE.search(text):
+            text = _without_disguised(text, hint, expressions)
         return _HEX_RUN.sub(without_hex, text) if hex_hint.search(text) else text
 
     return hide
+
+
+def _without_disguised(text: str, hint: re.Pattern[str], expressions: list[re.Pattern[str]]) -> str:
+    """Hide what the expressions find when the text is written plainly; all the rest stays as it was."""
+    plain, plain_at, text_at = _undisguised(text)
+    if plain == text or not hint.search(plain):
+        return text
+    spans = [found.span() for each in expressions for found in each.finditer(plain) if not found["marker"]]
+    pieces: list[str] = []
+    done = 0
+    for start, end in sorted(spans):
+        first = bisect.bisect_right(plain_at, start) - 1
+        last = bisect.bisect_left(plain_at, end)
+        last -= last == len(plain_at) or plain_at[last] > end
+        beginning = text_at[first] + start - plain_at[first]
+        if beginning >= done:
+            pieces += (text[done:beginning], MARKER)
+        done = max(done, text_at[last] + end - plain_at[last])
+    return "".join([*pieces, text[done:]])
+
+
+def _undisguised(text: str) -> tuple[str, list[int], list[int]]:
+    """Write letters, digits and long base64 of several lines plainly, and say which places belong to which."""
+    pieces: list[str] = []
+    plain_at, text_at = [0], [0]
+    done = length = 0
+    for found in _DISGUISE.finditer(text):
+        plain = _plainly(found)
+        if plain is not None:
+            length += found.start() - done
+            plain_at += (length, length + len(plain))
+            text_at += found.span()
+            pieces += (text[done : found.start()], plain)
+            length += len(plain)
+            done = found.end()
+    return "".join([*pieces, text[done:]]), plain_at, text_at
+
+
+def _plainly(found: re.Match[str]) -> str | None:
+    """Return what an escape stands for, nothing for a line break, None for what is no letter, digit or backslash."""
+    digits = found["hex"] or found["html"]
+    if not digits and not found["decimal"]:
+        return ""
+    character = chr(int(digits, 16) if digits else int(found["decimal"]))
+    if not (character.isascii() and (character.isalnum() or character == "\\")):
+        return None
+    # An escape in n strings has 2**(n-1) backslashes; with any other number there is a backslash of the value as well.
+    count = len(found["slashes"] or "") + 1
+    return character if count.bit_count() == 1 else f"\\{character}"
 
 
 def _utf8(text: str) -> bytes:
@@ -1158,7 +1341,11 @@ class _Guard:
             return value
         if isinstance(value, dict | list | tuple) and depth < _DEEPEST_EXTRA:
             if isinstance(value, dict):
-                return {key: self._walk(inner, str(key), depth + 1, seen) for key, inner in value.items()}
+                written = _Keys().written
+                return {
+                    written(key, self._walk(key, "", depth + 1, seen)): self._walk(inner, str(key), depth + 1, seen)
+                    for key, inner in value.items()
+                }
             items = [self._walk(inner, name, depth + 1, seen) for inner in value]
             return tuple(items) if isinstance(value, tuple) else items
         try:

@@ -112,8 +112,10 @@ async def _transport(config: Config, bridge: Bridge, stop: asyncio.Event) -> Asy
 
 
 async def _over_stdio(bridge: Bridge, config: Config, stop: asyncio.Event) -> bool:
+    from stdio import serve_stdio  # noqa: PLC0415 - who serves HTTP pays nothing for it
+
     _on_closed_stdout(stop.set)
-    serving = asyncio.create_task(bridge.server(config.access_mode).run_stdio_async(), name="mcp.serve")
+    serving = asyncio.create_task(serve_stdio(bridge.server(config.access_mode)), name="mcp.serve")
     stopping = asyncio.create_task(stop.wait(), name="signals")
     await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()

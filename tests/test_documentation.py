@@ -107,6 +107,15 @@ async def test_the_tools_are_those_of_the_snapshot() -> None:
     assert SNAPSHOT.read_text(encoding="utf-8") == await snapshot(), "scripts/docs writes it; read the diff"
 
 
+def test_every_file_of_the_product_is_in_the_readme_and_no_other() -> None:
+    rows = re.findall(r"^\| (`.+`) \|", README.read_text("utf-8"), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([a-z_]+(?:\.py|/))`", row)}
+    folders = {f"{path.parent.name}/" for path in ROOT.glob("*/__init__.py")}
+
+    assert {path.name for path in ROOT.glob("*.py")} | folders - {"tests/", "bench/"} <= named
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_the_version_is_the_same_everywhere() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -111,6 +111,8 @@ EXITS = {
     ("restore", "screen.print"): "test_the_command_line",
     ("screen", "super().print"): "test_the_command_line",
     ("server", "sys.stderr.write"): "test_the_command_line",
+    ("stdio", "answers.send"): "test_what_goes_over_the_pipe",
+    ("stdio", "messages.send"): "test_what_goes_over_the_pipe",
     ("tools.expose", "context.report_progress"): "test_every_tool",
 }
 """Where the code writes, and the test that goes through it. The protocol's own stream belongs to the SDK."""
@@ -553,6 +555,7 @@ async def test_what_goes_over_the_pipe() -> None:
                 async with asyncio.timeout(10):
                     assert "error" in await child.start(method, params)
             child.write(text.replace("\n", " ").encode() + b"\n")
+            child.write(json.dumps([{"id": 1.5, "method": text}, {text: text}]).encode() + b"\n")
             child.tell(text, {"a": text})
         await child.call("server_status")
         child.close_stdin()

@@ -1,6 +1,7 @@
 """Whoever is on the other end of an HTTP connection: nothing it sends or does not send holds up or fools the server."""
 
 import asyncio
+import hashlib
 import json
 import os
 from collections.abc import AsyncIterator
@@ -140,6 +141,66 @@ class TestOneRequestIsOne:
         assert answer.status in {400, 406}
 
 
+class TestNoMessage:
+    """Whatever is no message is answered at once, and with nothing of it."""
+
+    CALL = b'{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"mqtt_publish","arguments":%s}}'
+
+    @pytest.fixture(scope="class")
+    async def session(self, served: HTTPChild) -> str:
+        answer = await served.ask(body=json.dumps(HELLO).encode())
+        return answer.headers["mcp-session-id"]
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b"garbage",
+            b"\xff\xfe",
+            b"\xef\xbb\xbf" + GOOD.encode("utf-16"),
+            b"[%s]" % GOOD.encode(),
+            b'{"jsonrpc":"2.0","id":7}',
+            b'{"jsonrpc":"2.0","id":7,"method":"ping","params":[1]}',
+            CALL % (b"1.5", b"{}"),
+            CALL % (b"null", b"{}"),
+            CALL % (b"true", b"{}"),
+            CALL % (b'{"a":1}', b"{}"),
+            CALL % (b"9" * 5000, b"{}"),
+            CALL % (b"7", b'{"topic":"a","payload":"\xff"}'),
+            CALL % (b"7", b"[" * 50_000 + b"]" * 50_000),
+        ],
+    )
+    @pytest.mark.parametrize("version", ["2025-06-18", "2026-07-28"])
+    async def test_it_gets_400(self, served: HTTPChild, session: str, version: str, body: bytes) -> None:
+        routed = {"mcp_method": "tools/call", "mcp_name": "mqtt_publish"} if version == "2026-07-28" else {}
+        kept = {} if routed else {"mcp_session_id": session}
+        answer = await served.ask(body=body, mcp_protocol_version=version, **routed, **kept)
+
+        assert answer.status == 400
+        error = json.loads(answer.body)
+        assert error["id"] in {None, 7}
+        assert error["error"]["code"] in {-32700, -32600, -32602}
+        assert len(error["error"]["message"]) <= 200
+        assert await is_well(served)
+
+    async def test_half_a_surrogate_pair_is_answered(self, served: HTTPChild, session: str) -> None:
+        call = {"name": "mqtt_publish", "arguments": {"topic": "a", "payload": "\ud800"}}
+        body = {"jsonrpc": "2.0", "id": 7, "method": "tools/call", "params": call}
+        old = await served.ask(body=json.dumps(body).encode(), mcp_session_id=session)
+        call["_meta"] = MODERN_META
+        routed = {"mcp_method": "tools/call", "mcp_name": "mqtt_publish"}
+        new = await served.ask(body=json.dumps(body).encode(), mcp_protocol_version="2026-07-28", **routed)
+
+        assert (old.status, new.status) == (400, 200)
+        assert json.loads(new.body)["result"]["isError"]
+
+    @pytest.mark.parametrize("body", [{"method": "notifications/initialized"}, {"id": 7, "result": {}}])
+    async def test_what_wants_no_answer_gets_202(self, served: HTTPChild, session: str, body: dict[str, Any]) -> None:
+        body = {"jsonrpc": "2.0", **body}
+
+        assert (await served.ask(body=json.dumps(body).encode(), mcp_session_id=session)).status == 202
+
+
 class TestTooMuch:
     @pytest.mark.parametrize("path", ROUTES)
     async def test_a_body_that_is_too_large_is_refused(self, served: HTTPChild, path: str) -> None:
@@ -168,14 +229,28 @@ class TestTooMuch:
 
         assert answer.status == 401
 
-    async def test_one_client_may_have_200_sessions_and_not_any_number(self, served: HTTPChild) -> None:
-        async def initialize(_: int) -> int:
-            return (await served.ask(body=json.dumps(HELLO).encode())).status
+    @pytest.mark.parametrize("headers", [{}, {"mcp_protocol_version": "2025-06-18"}])
+    async def test_one_client_may_have_so_many_sessions_and_leaves_room_for_others(
+        self, embedded: Embedded, tmp_path: Path, headers: dict[str, str]
+    ) -> None:
+        tokens = tmp_path / "tokens"
+        names = {"alice": "a" * 40, "bob": "b" * 40}
+        tokens.write_text(
+            "".join(f"{name} write {hashlib.sha256(token.encode()).hexdigest()}\n" for name, token in names.items())
+        )
+        tokens.chmod(0o600)
+        environment = settings(embedded, MCP_TOKENS_FILE=str(tokens), MCP_CLIENT_RATE_LIMIT_PER_MINUTE="100000")
+        async with HTTPChild(environment) as child:
 
-        statuses = [await initialize(number) for number in range(MAX_SESSIONS_OF_ONE + 5)]
+            async def initialize(name: str = "alice") -> int:
+                return (await child.ask(body=json.dumps(HELLO).encode(), token=names[name], **headers)).status
 
-        assert statuses == [200] * MAX_SESSIONS_OF_ONE + [429] * 5
-        assert await is_well(served)
+            one_by_one = [await initialize() for _ in range(MAX_SESSIONS_OF_ONE - 20)]
+            at_once = await asyncio.gather(*(initialize() for _ in range(60)))
+
+            assert one_by_one == [200] * (MAX_SESSIONS_OF_ONE - 20)
+            assert sorted(at_once) == [200] * 20 + [429] * 40
+            assert await initialize("bob") == 200
 
     async def test_connections_that_say_nothing_keep_nobody_out(self, served: HTTPChild) -> None:
         silent = [await asyncio.open_connection("127.0.0.1", served.port) for _ in range(300)]

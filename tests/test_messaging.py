@@ -387,6 +387,16 @@ class TestTopics:
 
         assert (await me.call("mqtt_topics", listen_s=0))["connected_throughout"] is False
 
+    async def test_a_secret_that_is_a_number_is_hidden_in_json_too(
+        self, me: Assistant, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(sanitizer, "_process", sanitizer._KnownValues(["31415926535"]))  # noqa: SLF001
+        fake.send("pin", b'{"pin": 31415926535, "count": 3141592653}', retain=True)
+
+        read = await me.call("mqtt_read", topic_filter="pin")
+
+        assert read["messages"][0]["payload"] == {"pin": "[REDACTED]", "count": 3141592653}
+
     async def test_a_secret_in_a_binary_payload_is_not_shown_in_part(
         self, me: Assistant, fake: FakeBroker, monkeypatch: pytest.MonkeyPatch
     ) -> None:

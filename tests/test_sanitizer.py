@@ -28,6 +28,8 @@ from sanitizer import (
     PLACES,
     Pattern,
     hide_secrets,
+    hide_secrets_in,
+    hide_secrets_in_bytes,
     make_sanitizer,
     sanitize,
 )
@@ -36,6 +38,8 @@ SECRET = "Xq7" + "".join(secrets.choice("bdfhkmprt") + secrets.choice("23456789"
 """Letters and digits, as most passwords are; what is special about a value is the business of its own tests."""
 
 DIGEST = "da39a3ee5e6b4b0d3255bfef95601890afd80709"
+
+_PAYLOAD = "7Kq2Zx9Lm4R/7Kq2Zx9L+0aB3dE5gH7jK9mN1pQ2rS4t"
 
 WORDS = {
     name: text.split("|" if "|" in text else " ")
@@ -482,6 +486,52 @@ HIDDEN = {
     "key as credentials": "credentials=«user=bob»",
     "a word and a number in brackets": "password=«Sommer(5)»",
     "a password that is the word": "token: «secret»",
+    # Rule 2: the value stands further in, or below.
+    "JSON, nested value": '{"password": {"value": "§"}, "n": 1}',
+    "JSON, nested twice": '{"secret": {"current": {"type": "plain", "value": "§"}}}',
+    "JSON, nested list": '{"api_keys": {"values": ["§", "«letmein»"]}}',
+    "JSON, nested in a list": '{"api_keys": [{"value": "§"}, {"value": "«letmein»"}], "n": [{"value": "x"}]}',
+    "JSON, name for each": '{"passwords": {"bob": "§", "ann": ["«let!mein»", "x"]}}',
+    "JSON in prose, nested value": 'got {"password": {"value": "§"}} x',
+    "JSON in prose, nested behind others": 'got {"password": {"type": "plain", "value": "§"}} x',
+    "JSON in a string in prose, nested": 'got "{\\"password\\": {\\"value\\": \\"§\\"}}" x',
+    "repr, nested value": "{'password': {'value': '§', 'n': 1}} x",
+    "nested, bare": "password: {value: §} x",
+    "YAML below": "mqtt:\n  password:\n    «hunter»\n  port: 1883",
+    "YAML below, quoted": "password:\n  '«hunter two»'\nport: 1883",
+    "YAML below, CRLF": "password:\r\n  §\r\nport: 1883",
+    "YAML below, token": "- token:\n    § # of the press\n",
+    "YAML below, value": "password:\n  value: «hunter»\nport: 1883",
+    "YAML list": "api_keys:\n  - §\n  - §\nport: 1883",
+    "YAML list, not indented": 'passwords:\n- «hunter»\n- "«hunter two»"\n- none\nport: 1883',
+    "XML attribute value": '<Password value="§"/>',
+    "XML attribute value, second": "<Password type='plain' value='§'/>",
+    "subscript of a user": 'passwords["bob"] = "§"',
+    "subscript of a user, bare": "passwords['bob']=§",
+    "subscript of a number": "password[0]: §",
+    "subscripts": 'config["password"]["bob"] = "«hunter»"',
+    "URL of a token": "clone https://«§§»@git.example/x.git",
+    "URL of a token, hyphens": "-addProject https://«Vq7-tR2xW9mKp4Zs»@git/x Plant",
+    "Coreflux user, dashes": "--add-user bob §",
+    "Coreflux password, dashes": "-change-user-password bob §",
+    "Coreflux secret, dashes": "-set-secret «DB=letmein»",
+    "Coreflux install with a token": "-install-with-token «asset» § x",
+    "Coreflux uninstall with a token": "--uninstall-with-token «asset» §",
+    "Coreflux install with a token, one word": "-installWithToken «asset» «letmein»",
+    **{
+        f"hash {kind}": f"bob:${kind}$«{rest}»:1:"
+        for kind, rest in {
+            "1": "a1b2c3d4$7Kq2Zx9Lm4R/7Kq2Zx9L.0",
+            "2y": "10$" + "a7Kq2Zx9./" * 5 + "abc",
+            "2b": "12$" + "a7Kq2Zx9./" * 5 + "abc",
+            "5": "rounds=5000$a1b2c3d4$" + "a7Kq2Zx9./4" * 4,
+            "6": "a1b2c3d4$" + "a7Kq2Zx9./4" * 8,
+            "7": "101$a7Kq2Zx9+/4R$" + "a7Kq2Zx9+/4" * 8 + "==",
+            "y": "j9T$a1b2c3d4$" + "a7Kq2Zx9./4" * 4,
+            "apr1": "a1b2c3d4$7Kq2Zx9Lm4R/7Kq2Zx9L.0",
+            "argon2id": "v=19$m=65536,t=3,p=4$a7Kq2Zx9Lm4R$" + "a7Kq2Zx9+/4" * 4,
+        }.items()
+    },
 }
 
 STAYS = {
@@ -744,6 +794,33 @@ STAYS = {
     "code: call with a number": "token = take_it(5)",
     **{f"remark: {word} and more": f"password: {word} x" for word in ["password", "passwd", "secret"]},
     "type Option<&str>": "password: Option<&str>",
+    "nested, other names": '{"secret": {"name": "press-3x1", "type": "file"}, "token": {"expires": "3600s-12x"}}',
+    "nested in a weak word": f'{{"key": {{"value": "{_PAYLOAD}"}}, "auth": {{"value": "letmein22"}}}}',
+    "nested in a weak word, in prose": f'got {{"key": {{"value": "{_PAYLOAD}"}}}} x',
+    "nested, beside": '{"password": {"value": ""}, "value": "letmein22"}',
+    "nested, schema": '{"passwords": {"type": "string", "text": "All of them."}, "password": {"default": "x-12345"}}',
+    "nested, nothing": 'got {"password": {"value": null}} x',
+    "nested, names of secrets": '{"secrets": {"mqtt": "press-3x1"}}',
+    "YAML below, not indented": "password:\nletmein22 x",
+    "YAML below, remark": "password:\n  must have 8 characters, 2 of them digits",
+    "YAML below, sentence": "  password:\n    Two2 words of the account",
+    "YAML below, key": "password:\n  user: bob-12345",
+    "YAML below, nothing": "password:\n  null\ntoken:\n  ${TOKEN_2}\nsecrets:\n  - ****",
+    "YAML below, weak word": "key:\n  letmein22",
+    "YAML below, prose": "asked for the password:\n  letmein22",
+    "YAML list of names": "secrets:\n  - mqtt_password\n  - db-password",
+    "YAML list of mappings": "imagePullSecrets:\n  - name: regcred-22x\nsecrets:\n  - source: press-3x1",
+    "YAML list of a topic": "topics:\n  - plant/line1/a1b2c3d4",
+    "subscript, name": "passwords[user] = given",
+    "subscript, comparison": "if token[0] == letmein22:",
+    "URL with a user, https": "https://bob@h/x and https://ann.miller.of.the.plant@h/x",
+    "URL with a device": "mqtts://3f2a9c7b-1234-4abc-9def-0123456789ab@broker:8883",
+    "URL with @ in its path": f"https://h/{_PAYLOAD}@x",
+    "groups of an expression": "s/a/$1$2$5/ and $6$ and $SYS/broker/$7$x",
+    "public key": f"public_key: {_PAYLOAD} pub-key={_PAYLOAD} publicKey={_PAYLOAD}",
+    "public key, JSON": f'{{"public_key": "{_PAYLOAD}", "clientPublicKey": "{_PAYLOAD}"}}',
+    "remark: do not": "a secret: do not tell, the password: do not use it",
+    **{f"credentials: {word}": f"credentials: {word}" for word in ["file", "env", "environment", "vault", "keyring"]},
 }
 
 PATHS = {
@@ -1038,6 +1115,20 @@ def test_two_pem_blocks_are_two() -> None:
     assert sanitize(f"{pem('CERTIFICATE')}\n{pem()}\nend") == f"{CERTIFICATE_MARKER}\n{MARKER}\nend"
 
 
+def in_turns(value: str, escape: Callable[[str], str], of: str = string.ascii_letters + string.digits) -> str:
+    """Escape every other letter and digit."""
+    return "".join(escape(each) if each in of and place % 2 else each for place, each in enumerate(value))
+
+
+def in_json(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False)[1:-1]
+
+
+def utf16(value: str) -> list[int]:
+    data = value.encode("utf-16-be", "surrogatepass")
+    return [int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2)]
+
+
 KNOWN = st.one_of(
     st.text(st.characters(exclude_categories=["C", "Z"]), min_size=6, max_size=40),
     st.text(string.ascii_letters + string.digits + "+/=_-", min_size=6, max_size=80),
@@ -1053,7 +1144,7 @@ ENCODERS: dict[str, Callable[[str], str]] = {
     "percent, twice": lambda value: quote(quote(value, safe=""), safe=""),
     "percent, every byte": lambda value: "".join(f"%{byte:02X}" for byte in value.encode()),
     "JSON": lambda value: json.dumps(value)[1:-1],
-    "JSON, not ASCII": lambda value: json.dumps(value, ensure_ascii=False)[1:-1],
+    "JSON, not ASCII": in_json,
     "JSON in JSON": lambda value: json.dumps(json.dumps(value))[3:-3],
     "repr": lambda value: repr(value)[1:-1],
     "repr of bytes": lambda value: repr(value.encode())[2:-1],
@@ -1066,6 +1157,18 @@ ENCODERS: dict[str, Callable[[str], str]] = {
     "hex, spaces": lambda value: value.encode().hex(" "),
     "hex, colons": lambda value: value.encode().hex(":"),
     "hex, escaped": lambda value: "".join(f"\\x{byte:02x}" for byte in value.encode()),
+    "percent, letters too": lambda value: in_turns(value, lambda letter: f"%{ord(letter):02X}"),
+    "percent, letters too, twice": lambda value: in_turns(value, lambda letter: f"%25{ord(letter):02x}"),
+    "JSON, letters too": lambda value: in_turns(in_json(value), lambda letter: f"\\u{ord(letter):04x}"),
+    "JSON in JSON, letters too": lambda value: in_json(
+        in_turns(in_json(value), lambda letter: f"\\u{ord(letter):04x}")
+    ),
+    "repr, letters too": lambda value: in_turns(in_json(value), lambda letter: f"\\x{ord(letter):02x}"),
+    "JSON, every character": lambda value: "".join(f"\\u{unit:04x}" for unit in utf16(value)),
+    "HTML, letters too": lambda value: in_turns(html.escape(value), lambda letter: f"&#{ord(letter)};", of="GxZ79"),
+    "HTML, every character": lambda value: "".join(f"&#{ord(character)};" for character in value),
+    "HTML, every character in hex": lambda value: "".join(f"&#x{ord(character):04X};" for character in value),
+    "HTML, every character, twice": lambda value: "".join(f"&amp;#{ord(character)};" for character in value),
 }
 
 
@@ -1091,6 +1194,33 @@ def test_a_known_value_goes_in_base64_at_every_alignment(
 
     assert "\0" in left
     assert len(left) < 16 + lead
+
+
+@pytest.mark.parametrize("columns", [64, 76])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\\n", "\\r\\n", "\n  ", "%0D%0A"])
+@pytest.mark.parametrize("lead", range(38, 60))
+def test_a_known_value_goes_in_base64_of_several_lines(lead: int, line_end: str, columns: int) -> None:
+    value = "Pump-House/Nine+1"
+    encoded = base64.b64encode(b"q" * lead + value.encode() + b"z" * 60).decode()
+    lines = [encoded[at : at + columns] for at in range(0, len(encoded), columns)]
+
+    left = make_sanitizer([value])(f"x {line_end.join(lines)}{line_end}y")
+
+    before, after = (part.replace(line_end, "") for part in left.split(MARKER))
+    assert encoded.startswith(before.removeprefix("x "))
+    assert encoded.endswith(after.removesuffix("y"))
+    assert len(encoded) - len(before + after) >= len(value) * 4 // 3 - 5
+
+
+def test_short_lines_are_not_read_as_base64() -> None:
+    assert make_sanitizer(["pressdoor"])("the press\ndoor") == "the press\ndoor"
+
+
+def test_what_is_around_a_disguised_value_stays() -> None:
+    redact = make_sanitizer(["Pump-House", "Second-One"])
+
+    assert redact("a%41 %50ump-House &#66; S&#101;cond-One\\u0041") == f"a%41 {MARKER} &#66; {MARKER}\\u0041"
+    assert redact("a%41 &#66; \\u0041 Pump%2DHause") == "a%41 &#66; \\u0041 Pump%2DHause"
 
 
 @given(value=KNOWN, number=st.integers(10**5, 10**12))
@@ -1144,6 +1274,69 @@ def test_a_value_learned_later_is_hidden_by_sanitizers_made_before(monkeypatch: 
 
     assert redact("first-words later-words") == f"{MARKER} {MARKER}"
     assert hide_secrets("first-words later-words") == f"first-words {MARKER}"
+
+
+def test_keys_that_become_the_same_stay_apart() -> None:
+    first, second = CREDENTIALS[2].hit, CREDENTIALS[1].hit
+    shown = {MARKER: 1, f"{MARKER} (2)": 2, f"{MARKER} (3)": {MARKER: 3, "a": 4}, "b": 5}
+    value = {first: 1, second: 2, f"{MARKER}": {second: 3, "a": 4}, "b": 5}
+
+    assert json.loads(sanitize(json.dumps(value))) == shown
+    assert sanitize(sanitize(json.dumps(value))) == sanitize(json.dumps(value))
+    assert hide_secrets_in(value) == shown
+    assert hide_secrets_in(shown) == shown
+
+
+def test_a_key_that_is_there_twice_stays_twice() -> None:
+    text = '{"a": 1, "a": 2, "b": [{"a": 3}]}'
+
+    assert sanitize(text) == text
+
+
+def test_a_number_for_a_key_is_not_given_twice() -> None:
+    first, second = CREDENTIALS[2].hit, CREDENTIALS[1].hit
+
+    assert list(hide_secrets_in({f"{MARKER} (2)": 0, first: 1, second: 2})) == [
+        f"{MARKER} (2)",
+        MARKER,
+        f"{MARKER} (3)",
+    ]
+
+
+def test_a_json_value_for_an_answer_loses_known_numbers_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sanitizer, "_process", sanitizer._KnownValues())  # noqa: SLF001
+    sanitizer.add_known("31415926535")
+    value = {"v": 31415926535, "n": [-31415926535, 31415926535.0, {"x": "pin 31415926535"}]}
+    plain = {"v": 131415926535, "n": [0.31415926535, True, None, 21.5, "a", {"password": "x", "": []}]}
+
+    assert hide_secrets_in(value) == {"v": MARKER, "n": [MARKER, MARKER, {"x": f"pin {MARKER}"}]}
+    assert hide_secrets_in(plain) == plain
+
+
+@pytest.mark.parametrize("lead", [b"", b"\xff", b"\xc3", b"\xff\xfe\x00" * 9, "é".encode()])
+def test_bytes_lose_known_values_and_credentials_before_they_are_encoded(
+    lead: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sanitizer, "_process", sanitizer._KnownValues())  # noqa: SLF001
+    sanitizer.add_known("Pümp-House")
+
+    for secret in ("Pümp-House", CREDENTIALS[2].hit, "\n" + pem()):
+        data = lead + b"\x00" + secret.encode() + b"\xff"
+        assert hide_secrets_in_bytes(data) == lead + b"\x00" + sanitizer.hide_secrets(secret).encode() + b"\xff"
+        assert secret.encode() not in hide_secrets_in_bytes(data)
+
+
+@given(st.binary())
+def test_bytes_without_a_secret_stay(data: bytes) -> None:
+    assert hide_secrets_in_bytes(data) == data
+
+
+@pytest.mark.parametrize("slash", ["/", "\\/"])
+def test_an_answer_loses_the_webhooks_of_slack(slash: str) -> None:
+    written = f"https://hooks.slack.com/services/T0/B0/{_MIXED[:24]} x".replace("/", slash)
+
+    assert hide_secrets(written) == f"https://hooks.slack.com/services/{MARKER} x".replace("/", slash)
+    assert hide_secrets("https://hooks.slack.com/services/") == "https://hooks.slack.com/services/"
 
 
 ANSWERS = {
@@ -1246,6 +1439,14 @@ FRAGMENTS = st.sampled_from(
             "*",
             "%s",
             "required",
+            "password:\n  ",
+            "\n- ",
+            "passwords[",
+            '{"password": {"value": "',
+            "https://",
+            "$6$",
+            "%41",
+            "&#65;",
             "<password>",
             "</password>",
         ),
@@ -1355,6 +1556,23 @@ HOSTILE_SHAPES = [
         "Bearer a-",
         "cookie: a=",
         "signature=",
+        "password[",
+        'password["a"]["b"] ',
+        "password: {",
+        "password: {a ",
+        "password a='b' ",
+        "password:\n  a",
+        "password:\n  - a\n",
+        "password:\n",
+        "  ",
+        "https://a1",
+        "$7$a",
+        "$6$a$",
+        "%41",
+        "&#65;",
+        "&amp;",
+        "\\u0041",
+        "A" * 64 + "\n",
         "/a.pem",
         "C:\\a ",
         "\\\\a",
@@ -1379,3 +1597,17 @@ def test_work_grows_linearly_with_the_text(unit: str) -> None:
     small = min(seconds(10_000) for _ in range(3))
 
     assert seconds(160_000) < 48 * max(small, 0.002)
+
+
+@pytest.mark.parametrize("name", ["a", "password "])
+@pytest.mark.parametrize("item", ["1", "{}", '{"value": 1}'])
+def test_work_grows_linearly_with_a_name_and_what_stands_under_it(item: str, name: str) -> None:
+    def seconds(size: int) -> float:
+        text = f'{{"{name * (size // len(name))}": [{f"{item}, " * (size // len(item))}1]}}'
+        start = time.process_time()
+        sanitize(text)
+        return time.process_time() - start
+
+    small = min(seconds(2_000) for _ in range(3))
+
+    assert seconds(32_000) < 48 * max(small, 0.002)

@@ -217,6 +217,7 @@ EXTRAS: dict[str, tuple[Any, Any]] = {
     "known value": (KNOWN, MARKER),
     "dict": ({"api_key": SECRET, "port": 1883}, {"api_key": MARKER, "port": 1883}),
     "list in a dict": ({"a": [1, KEYED, (KNOWN,)]}, {"a": [1, f"password={MARKER}", (MARKER,)]}),
+    "keys": ({KNOWN: 1, KEYED: 2, MARKER: 3, 4: 5}, {MARKER: 1, f"password={MARKER}": 2, f"{MARKER} (2)": 3, 4: 5}),
     "object": (Shown("x", KEYED), "x"),
     "harmless": ({"n": 1.5, "ok": True, "none": None}, {"n": 1.5, "ok": True, "none": None}),
     "not showable": (Unshowable(), MARKER),

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from mcp.client.stdio import StdioServerParameters
+from mcp.types import INVALID_REQUEST, PARSE_ERROR
 
 from tests.assistant import ERAS, Era, assistant
 from tests.brokers import Mosquitto, Watcher, publish
@@ -38,6 +39,13 @@ MODERN = {
 def era(request: pytest.FixtureRequest) -> Era:
     chosen: Era = request.param
     return chosen
+
+
+@pytest.fixture(scope="module")
+async def child() -> AsyncIterator[Child]:
+    """A server that the tests of a module share; what they send it does it no harm."""
+    async with Child(settings()) as child:
+        yield child
 
 
 @asynccontextmanager
@@ -305,6 +313,87 @@ class TestEnd:
             child.signal(signal.Signals[how])
 
 
+class TestNoMessage:
+    """What the SDK drops without a word, so that its client would wait for ever."""
+
+    HALF = b'{"topic":"a","payload":"\\ud800"}'
+    CALL = b'{"jsonrpc":"2.0","id":%s,"method":"tools/call","params":{"name":"mqtt_publish","arguments":%s}}'
+
+    @pytest.mark.parametrize(
+        ("line", "id_", "code", "says"),
+        [
+            (b"garbage", None, PARSE_ERROR, "line 1 column 1"),
+            (b'{"jsonrpc":"2.0","id":7007,"method":"ping"', None, PARSE_ERROR, "EOF"),
+            (b"\xff\xfe\x00", None, PARSE_ERROR, "Parse error"),
+            (b"[" * 100_000, None, PARSE_ERROR, "recursion"),
+            (CALL % (b"7007", HALF), 7007, PARSE_ERROR, "surrogate"),
+            (CALL % (b'"seven"', HALF), "seven", PARSE_ERROR, "surrogate"),
+            (CALL % (b'"\\udc00"', b"{}"), None, PARSE_ERROR, "surrogate"),
+            (CALL % (b"7007", b'{"topic":"a","payload":"\xff"}'), 7007, PARSE_ERROR, "unicode"),
+            (CALL % (b"7007", b"[" * 300 + b"]" * 300), 7007, PARSE_ERROR, "recursion"),
+            (CALL % (b"9" * 5000, b"{}"), None, PARSE_ERROR, "number out of range"),
+            (b"\xef\xbb\xbf" + CALL % (b"7007", b"{}"), 7007, PARSE_ERROR, "line 1 column 1"),
+            (CALL % (b"1.5", b"{}"), None, INVALID_REQUEST, "an id that is a string or an integer"),
+            (CALL % (b"null", b"{}"), None, INVALID_REQUEST, "an id that is a string or an integer"),
+            (CALL % (b"true", b"{}"), None, INVALID_REQUEST, "an id that is a string or an integer"),
+            (CALL % (b'{"a":1}', b"{}"), None, INVALID_REQUEST, "an id that is a string or an integer"),
+            (b'{"jsonrpc":"2.0","id":7007}', 7007, INVALID_REQUEST, "a method"),
+            (b'{"jsonrpc":"2.0","id":7007,"method":"ping","params":[1]}', 7007, INVALID_REQUEST, "params"),
+            (b'{"jsonrpc":"1.0","id":7007,"method":"ping"}', 7007, INVALID_REQUEST, "2.0"),
+            (b'{"jsonrpc":"2.0","method":1}', None, INVALID_REQUEST, "a method"),
+            (b"null", None, INVALID_REQUEST, "JSON-RPC"),
+            (b"[]", None, INVALID_REQUEST, "a line of its own"),
+            (b"[1]", None, INVALID_REQUEST, "a line of its own"),
+            (b'[{"jsonrpc":"2.0","id":7007,"method":"ping"}]', 7007, INVALID_REQUEST, "a line of its own"),
+        ],
+    )
+    async def test_it_is_answered_with_the_id_where_it_has_one(
+        self, child: Child, line: bytes, id_: str | int | None, code: int, says: str
+    ) -> None:
+        (answer,) = await answers(child, line)
+
+        assert answer["id"] == id_
+        assert answer["error"]["code"] == code
+        assert says in answer["error"]["message"]
+        assert len(answer["error"]["message"]) < 200
+
+    async def test_each_request_of_a_batch_is_answered(self, child: Child) -> None:
+        batch = b'[{"jsonrpc":"2.0","id":7007,"method":"ping"},{"jsonrpc":"2.0","method":"x"},1,{"id":"eight"}]'
+
+        assert [each["id"] for each in await answers(child, batch)] == [7007, "eight"]
+
+    @pytest.mark.parametrize(
+        "line",
+        [
+            b"",
+            b"  ",
+            b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"reason":"\\ud800"}}',
+            b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"id":1.5}}',
+            b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":[1]}',
+            b'{"jsonrpc":"2.0","method":"unheard of"}',
+            b'{"jsonrpc":"2.0","id":7007,"result":{"half":"\\ud800"}}',
+            b'{"jsonrpc":"2.0","id":7007.5,"result":{}}',
+            b'{"jsonrpc":"2.0","id":7007,"error":"none"}',
+            b'[{"jsonrpc":"2.0","method":"notifications/initialized"},{"jsonrpc":"2.0","id":7007,"result":{}}]',
+        ],
+    )
+    async def test_what_wants_no_answer_gets_none(self, child: Child, line: bytes) -> None:
+        assert await answers(child, line) == []
+
+    async def test_it_is_logged_without_its_content_and_a_flood_does_not_fill_the_disk(self) -> None:
+        async with Child(settings()) as child:
+            got = await answers(child, b"\n".join([b"hunter2-secret"] * 5000 + [self.CALL % (b"hunter2.5", b"{}")]))
+
+            assert len(got) == 5001
+            assert child.stderr.count("is no message of MCP") == 1
+            assert "hunter2" not in child.stderr
+
+    async def test_a_line_without_end_is_answered_and_leaves_the_server_well(self, child: Child) -> None:
+        for line in (b"x" * 50_000_000, b'{"jsonrpc":"2.0","id":7007,"method":"' + b"x" * 50_000_000):
+            (answer,) = await answers(child, line)
+            assert answer["error"]["code"] == PARSE_ERROR
+
+
 class TestTraffic:
     async def test_hostile_payloads_are_shown_and_the_server_goes_on(self, mosquitto: Mosquitto, era: Era) -> None:
         payloads: list[tuple[bytes, str, Any]] = [
@@ -411,6 +500,14 @@ class TestTraffic:
             assert answer["messages"][0]["qos"] == 2
             assert len(answer["gaps"]) == 1
             assert answer["connected_throughout"] is False
+
+
+async def answers(child: Child, line: bytes) -> list[dict[str, Any]]:
+    """Send a line and return what is answered to it."""
+    before = len(child.lines)
+    child.write(line + b"\n")
+    await child.ask("ping")
+    return [json.loads(each) for each in child.lines[before:-1]]
 
 
 def run(environment: dict[str, str], arguments: list[str] | None = None) -> subprocess.CompletedProcess[bytes]:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from errors import InputError
 from inbox import Gap, Message
-from sanitizer import CERTIFICATE_MARKER, MARKER, hide_secrets, shortened
+from sanitizer import CERTIFICATE_MARKER, MARKER, hide_secrets, hide_secrets_in, hide_secrets_in_bytes, shortened
 
 MAX_JSON_DEPTH: Final = 64
 """JSON nested deeper is shown as text: parsers on the way to the model give up soon after."""
@@ -293,9 +293,10 @@ def _show(message: Message, topic: str, properties: Mapping[str, object], payloa
 def _whole(payload: bytes) -> _Payload:
     text = decode_text(payload)
     if text is None:
-        return _Payload(base64.b64encode(payload).decode(), "base64", truncated=False, escaped=False)
+        shown = base64.b64encode(hide_secrets_in_bytes(payload)).decode()
+        return _Payload(shown, "base64", truncated=False, escaped=False)
     try:
-        value = decode_json(text)
+        value = hide_secrets_in(decode_json(text))
         shown = visible_all(value)
     except NotFaithfulError:
         shown = visible(text)
@@ -308,8 +309,10 @@ def _cut(payload: bytes, room: int) -> _Payload:
     text = _decode_start(payload, room + _SECRET_MARGIN)
     if text is None:
         size = room // 4 * 3
-        value = hide_secrets(base64.b64encode(payload[: size + _SECRET_MARGIN]).decode())[: size // 3 * 4]
-        return _Payload(value, "base64", truncated=len(payload) > size, escaped=False)
+        start = payload[: size + _SECRET_MARGIN]
+        hidden = hide_secrets_in_bytes(start)
+        surely = hidden[: max(0, len(hidden) - max(0, len(start) - size))][:size]
+        return _Payload(base64.b64encode(surely).decode(), "base64", truncated=len(payload) > size, escaped=False)
     sure = hide_secrets(text)
     if len(payload) > room + _SECRET_MARGIN:
         beyond = len(text) - len(_decode_start(payload, room) or "")

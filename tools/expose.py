@@ -166,9 +166,12 @@ def _all_fit_to_leave(value: Any) -> Any:
     if isinstance(value, dict):
         shown: dict[str, Any] = {}
         for key, item in value.items():
-            name = _fit_to_leave(key)
-            again = f" ({len(shown) + 1})" if name in shown else ""  # two names that hide the same: both stay
-            shown[name + again] = _all_fit_to_leave(item)
+            name = alike = _fit_to_leave(key)
+            number = 1
+            while name in shown:  # two names of which the same is left: both stay
+                number += 1
+                name = f"{alike} ({number})"
+            shown[name] = _all_fit_to_leave(item)
         return shown
     if isinstance(value, list):
         return [_all_fit_to_leave(item) for item in value]

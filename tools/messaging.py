@@ -23,7 +23,7 @@ from errors import BrokerError, BrokerRefusedError, BrokerSilentError, InputErro
 from inbox import Inbox, Message, Reading
 from mqtt_link import PublishProperties
 from policy import response_root
-from sanitizer import hide_secrets
+from sanitizer import hide_secrets, hide_secrets_in_bytes
 from tools.answers import (
     NotFaithfulError,
     ShownGap,
@@ -854,7 +854,7 @@ def _classify(payload: bytes) -> tuple[Literal["empty", "number", "boolean", "js
         return "empty", ""
     text = decode_text(payload)
     if text is None:
-        return "binary", hide_secrets(payload[:_SAMPLED].hex())[:_SAMPLE_CHARS]
+        return "binary", hide_secrets_in_bytes(payload[:_SAMPLED])[: _SAMPLE_CHARS // 2].hex()
     text_shown = hide_secrets(text[:_SAMPLED])
     sample = visible(text_shown[:_SAMPLE_CHARS] + ("…" if len(text_shown) > _SAMPLE_CHARS else ""))
     try:
