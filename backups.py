@@ -15,7 +15,9 @@ from lot import Kind
 from private_files import write_json
 from sanitizer import shortened
 
-State = Literal["begun", "applied", "rolled back", "not rolled back", "restored"]
+State = Literal["begun", "applied", "rolled back", "not rolled back", "restored", "partly restored"]
+
+_UNFINISHED: Final[set[State]] = {"begun", "not rolled back"}
 
 _ID = re.compile(r"\d{8}T\d{12}Z-[0-9a-f]{6}")
 KEPT: Final = 200
@@ -40,7 +42,8 @@ class Backup:
         broker: The address of the broker it belongs to, without a login.
         reason: deploy or remove.
         created: When, as RFC 3339 in UTC.
-        state: How the change ended; begun when the server was killed in the middle of it.
+        state: How the change ended; begun when the server was killed in the middle of it, partly restored when a person
+            was told what is left to do by hand.
         entities: What was there before, in the order in which it was changed.
     """
 
@@ -115,7 +118,7 @@ class Backups:
 
     def unfinished(self, broker: str) -> list[Backup]:
         """List the changes to a broker that did not end: the server was killed, or what was there was not put back."""
-        return [each for each in self.all() if each.broker == broker and each.state in {"begun", "not rolled back"}]
+        return [each for each in self.all() if each.broker == broker and each.state in _UNFINISHED]
 
     def _write(self, backup: Backup) -> None:
         write_json(self._path(backup.id), asdict(backup))
@@ -124,7 +127,7 @@ class Backups:
         return self.directory / f"{backup_id}.json"
 
     def _tidy(self) -> None:
-        done = [each for each in self.all() if each.state in {"applied", "rolled back", "restored"}]
+        done = [each for each in self.all() if each.state not in _UNFINISHED]
         for each in done[: max(0, len(done) - KEPT)]:
             with contextlib.suppress(OSError):
                 self._path(each.id).unlink()

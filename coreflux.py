@@ -2,7 +2,7 @@
 
 A command is published as text to one topic, and its reply comes back on another that every client shares. Brokers from
 2.x on answer with JSON that repeats a request id; older ones answer with a sentence and nothing to tell whose it is.
-Which of the two it is, is found out once a connection with a harmless command.
+Which of the two it is, is found out once a connection with a harmless command, and anew when it proves to be wrong.
 
 Facts are from the broker reference (compiled from the vendor's published clients and documents, not measured): what it
 tags as unverified is read defensively here and decides nothing.
@@ -46,7 +46,7 @@ QUARANTINE_S: Final = 5.0
 """How long after a command without a reply nothing is sent to a broker that cannot say whose a reply is."""
 
 _JUNK_S: Final = 0.5
-"""How much later than a stray text the JSON reply of a 2.x broker may come."""
+"""How much later than a text that might be our reply the one with our identifier may come."""
 _QUIET_S: Final = 0.5
 """Entity topics come in one burst after SUBACK; so long a pause is its end."""
 _LONGEST_LOOK_S: Final = 5.0
@@ -56,7 +56,13 @@ _LONGEST_NAMED: Final = 80
 _STILL_CONNECTED_S: Final = 1.0
 """How often who follows looks whether the connection is still the same."""
 
-Dialect = Literal["2.x", "1.x"]
+Dialect = Literal["2.x", "no ids", "1.x"]
+"""How a broker answers: JSON with our identifier, JSON without any (which versions do is not known), or sentences."""
+
+_PROBE: Final = "-listRoutes"
+"""The harmless command by which the dialect is found out."""
+_ABOUT_PROBE = re.compile("route", re.IGNORECASE)
+"""What a sentence says that answers it."""
 
 ROOTS: Final[Mapping[Kind, str]] = {
     "action": "$SYS/Coreflux/Actions",
@@ -84,10 +90,16 @@ _GUARDED: Final = {
 }
 """What can take away, replace what runs, or lock out, besides everything that removes or uninstalls."""
 
+_KINDS: Final[Mapping[str, Kind]] = {**{kind: kind for kind in ROOTS}, "visu": "panel"}
+"""The kinds of entities by what verbs call them."""
+_CHANGE = re.compile(rf"(add|remove|removeall)({'|'.join(_KINDS)})s?")
+_DEFINED = re.compile(r'DEFINE\s+\w+\s+(?:"([^"]*)"|(\S+))')
+
 _NO_REPLY: Final = {"updatedata"}
 _VERB = re.compile(r"--?[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
-_TITLE = re.compile(r"[^\W_][\w .-]{0,254}")
+_TITLE = re.compile(r'[^\W_](?!.*-request-?id)[^"\\/+#]{0,254}', re.IGNORECASE)
+_SCRIPT = re.compile(r"\w[\w.-]{0,254}")
 _REQUEST_ID = re.compile(r"-{1,2}request-?id", re.IGNORECASE)
 _PROPERTIES: Final = PublishProperties()
 
@@ -109,6 +121,12 @@ class Reply:
     data: Any = None
     errors: tuple[Mapping[str, Any], ...] = ()
     dialect: Dialect = "2.x"
+
+    @property
+    def says_missing(self) -> bool:
+        """Whether it says that what it was to work on is not there."""
+        said = self.message.lower()
+        return not self.success and ("not found" in said or "does not exist" in said)
 
     @property
     def words(self) -> str:
@@ -137,6 +155,37 @@ class Picture:
     entities: list[Entity] = field(default_factory=list)
     complete: bool = False
     """Everything the broker had to tell was heard: the listening was granted, uninterrupted, and ended in silence."""
+    errors: dict[tuple[Kind, str], str] = field(default_factory=dict)
+    """The last errors by kind and name, also of what is not there any more: they may stay."""
+
+
+class Look:
+    """What is heard of entities while listening."""
+
+    def __init__(self) -> None:
+        self.found: dict[tuple[Kind, str], Entity] = {}
+        self.errors: dict[tuple[Kind, str], list[tuple[str, bool]]] = {}
+        """Their errors in the order in which they came, and whether each was there before."""
+        self.watches: list[Watch] = []
+        self._heard_at = time.monotonic()
+
+    def hear(self, place: tuple[Kind, str, str], text: str, *, retained: bool) -> None:
+        """Take in what a topic says."""
+        kind, name, part = place
+        self._heard_at = time.monotonic()
+        if part == "Error":
+            self.errors.setdefault((kind, name), []).append((text, retained))
+        if part == "" and not text:  # removed; the retain bit says nothing (it may be missing)
+            self.found.pop((kind, name), None)
+        else:
+            _note(self.found.setdefault((kind, name), Entity(kind, name)), part, text)
+
+    async def settled(self) -> bool:
+        """Wait until nothing more comes, and say whether it ended."""
+        started = time.monotonic()
+        while (now := time.monotonic()) - self._heard_at < _QUIET_S and now - started < _LONGEST_LOOK_S:  # noqa: ASYNC110 - silence
+            await asyncio.sleep(_QUIET_S - (now - self._heard_at))
+        return time.monotonic() - self._heard_at >= _QUIET_S
 
 
 def check_name(kind: Kind, name: str) -> str:
@@ -145,9 +194,13 @@ def check_name(kind: Kind, name: str) -> str:
     Raises:
         InputError: It is none.
     """
-    pattern = _TITLE if kind in {"panel", "theme"} else _NAME
-    if not pattern.fullmatch(name):
-        raise InputError(f"{shown(name)} is no name of a {kind}: letters, digits and _ only, and no digit first.")
+    pattern, words = _NAME, "letters, digits and _ only, and no digit first"
+    if kind in ("panel", "theme"):
+        pattern, words = _TITLE, 'a letter or digit first, on one line, and none of "\\/+#'
+    elif kind == "python":
+        pattern, words = _SCRIPT, "letters, digits, _, - and . only, and neither - nor . first"
+    if not pattern.fullmatch(name) or not name.isprintable():
+        raise InputError(f"{shown(name)} is no name of {'an' if kind == 'action' else 'a'} {kind}: {words}.")
     return name
 
 
@@ -196,6 +249,8 @@ class Coreflux:
         """The number of the connection on which the dialect was found out, and what it is."""
         self._one_at_a_time = asyncio.Lock()
         self._quarantine_until = 0.0
+        self._gone: dict[tuple[Kind, str], str] = {}
+        """What was removed, with the source it had: the broker may go on showing that."""
 
     async def check(self) -> None:
         """Make sure that this broker takes our commands, by a harmless one; raises what `command` raises."""
@@ -213,7 +268,25 @@ class Coreflux:
         """
         command = check_command(command)
         dialect = await self._dialect()
-        return await self._ask(command, dialect)
+        change = _change(command)
+        if change is None:
+            return await self._ask(command, dialect)
+        act, kind, name = change
+        if act == "add":
+            left = self._gone.pop((kind, name), None)
+            reply = await self._ask(command, dialect)
+            if left is not None and not reply.success:
+                self._gone[kind, name] = left
+            return reply
+        async with contextlib.AsyncExitStack() as stack:
+            look = Look()
+            with contextlib.suppress(BrokerRefusedError):  # who may not look is not shown anything that is gone
+                look = await stack.enter_async_context(self.look([kind]))
+            reply = await self._ask(command, dialect)
+        if reply.success or reply.says_missing:
+            gone = (each for each in look.found.values() if each.code and name in ("", each.name))
+            self._gone |= {(kind, each.name): each.code for each in gone}
+        return reply
 
     async def remove(self, kind: Kind, name: str) -> Reply:
         """Remove an entity; raises what `command` raises."""
@@ -235,6 +308,7 @@ class Coreflux:
         """
         check_name("action", name)
         if arguments and await self._dialect() == "1.x":
+            self._known = None  # should that be wrong, the next call finds out
             raise InputError("This broker is of the 1.x line, which runs actions without arguments.")
         try:
             rest = f" {json.dumps(arguments, ensure_ascii=False, allow_nan=False)}" if arguments else ""
@@ -249,33 +323,36 @@ class Coreflux:
             BrokerRefusedError: The login may not read `$SYS/Coreflux`.
             NotCorefluxError, BrokerOfflineError, BrokerSilentError: As their names say.
         """
+        kinds = [kind for kind in kinds if kind in ROOTS]
+        async with self.look(kinds) as look:
+            quiet = await look.settled()
+        complete = quiet and all(watch.connected_throughout for watch in look.watches)
+        if complete:
+            sourced = {key for key, entity in look.found.items() if entity.code}
+            for key in [key for key in self._gone if key[0] in kinds and key not in sourced]:
+                del self._gone[key]  # the broker has cleared its topic
+        entities = sorted(filter(self._is_there, look.found.values()), key=lambda each: (each.kind, each.name))
+        return Picture(entities, complete, {key: errors[-1][0] for key, errors in look.errors.items()})
+
+    @asynccontextmanager
+    async def look(self, kinds: Iterable[Kind]) -> AsyncIterator[Look]:
+        """Hear of the entities of some kinds: first of those there are, then of each change; raises as `entities`.
+
+        It has also what was removed and is still shown.
+        """
         await self._check_for_coreflux()
-        found: dict[tuple[Kind, str], Entity] = {}
-        heard_at = started = time.monotonic()
+        look = Look()
 
         def hear(message: Message) -> None:
-            nonlocal heard_at
-            heard_at = time.monotonic()
-            place = _place(message.topic)
-            if place is None:
-                return
-            kind, name, part = place
-            if part == "" and not message.payload:  # removed; the retain bit says nothing (it may be missing)
-                found.pop((kind, name), None)
-                return
-            _note(found.setdefault((kind, name), Entity(kind, name)), part, message.payload.decode(errors="replace"))
+            if place := _place(message.topic):
+                text = message.payload.decode(errors="replace")
+                self._learn(place, text, look.found.get(place[:2]), message)
+                look.hear(place, text, retained=message.retained)
 
         async with contextlib.AsyncExitStack() as stack:
-            watches = [
-                await stack.enter_async_context(self._listen(f"{ROOTS[kind]}/#", hear))
-                for kind in kinds
-                if kind in ROOTS
-            ]
-            while (now := time.monotonic()) - heard_at < _QUIET_S and now - started < _LONGEST_LOOK_S:  # noqa: ASYNC110 - silence
-                await asyncio.sleep(_QUIET_S - (now - heard_at))
-            quiet = time.monotonic() - heard_at >= _QUIET_S
-        entities = sorted((each for each in found.values() if each.code), key=lambda each: (each.kind, each.name))
-        return Picture(entities, complete=quiet and all(watch.connected_throughout for watch in watches))
+            for kind in kinds:
+                look.watches.append(await stack.enter_async_context(self._listen(f"{ROOTS[kind]}/#", hear)))
+            yield look
 
     async def follow(self, kind: Kind, tell: Callable[[Sequence[Entity]], Awaitable[None]]) -> None:
         """Tell which entities of a kind there are, with source and description, by name: now and at each change.
@@ -295,8 +372,9 @@ class Coreflux:
             if place is None or (place[1] not in found and len(found) >= _MOST_FOLLOWED):
                 return
             before = found.get(place[1]) or Entity(kind, place[1])
-            after = replace(before)
-            _note(after, place[2], message.payload.decode(errors="replace"))
+            after, text = replace(before), message.payload.decode(errors="replace")
+            self._learn(place, text, before, message)
+            _note(after, place[2], text)
             if after != before:
                 found[after.name] = after
                 changed.set()
@@ -306,28 +384,47 @@ class Coreflux:
             self._listen(f"{ROOTS[kind]}/+", hear),
             self._listen(f"{ROOTS[kind]}/+/Description", hear),
         ):
+            told: list[Entity] | None = None
             changed.set()
             while self._broker.state.connected and self._broker.state.connections == connection:
                 if changed.is_set():
                     await asyncio.sleep(_QUIET_S)  # changes come in bursts
                     changed.clear()
-                    await tell([found[name] for name in sorted(found) if found[name].code])
+                entities = [found[name] for name in sorted(found) if self._is_there(found[name])]
+                if entities != told:
+                    told = entities
+                    await tell(entities)
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_STILL_CONNECTED_S):
                         await changed.wait()
+
+    def _learn(self, place: tuple[Kind, str, str], text: str, before: Entity | None, message: Message) -> None:
+        """Take note that something which was removed is there again, or that its topic was cleared.
+
+        The first source that comes may be what was left, also without the retain bit.
+        """
+        kind, name, part = place
+        comes_anew = not message.retained and before is not None and before.code
+        if part == "" and (comes_anew or text != self._gone.get((kind, name))):
+            self._gone.pop((kind, name), None)
+
+    def _is_there(self, entity: Entity) -> bool:
+        """Say whether what is shown is there: it has a source, and not that with which we removed it."""
+        return bool(entity.code) and self._gone.get((entity.kind, entity.name)) != entity.code
 
     # The channel.
 
     async def _dialect(self) -> Dialect:
         """Find out once a connection how this broker answers, or that it has no commands."""
-        state = self._broker.state
-        if self._known is None or self._known[0] != state.connections:
+        known, state = self._known, self._broker.state
+        if known is None or known[0] != state.connections:
             await self._check_for_coreflux()
-            connection = state.connections
             async with self._one_at_a_time:
-                reply = await self._exchange("-listRoutes", None)
-            self._known = (connection, reply.dialect)
-        return self._known[1]
+                await self._sit_out_quarantine()
+                connection = state.connections
+                reply = await self._exchange(_PROBE, None)
+            self._known = known = (connection, reply.dialect)
+        return known[1]
 
     async def _check_for_coreflux(self) -> None:
         """Refuse a broker that says to be another one; not every login may read what a Coreflux broker says."""
@@ -339,31 +436,38 @@ class Coreflux:
         if dialect == "2.x":
             return await self._exchange(command, dialect)
         async with self._one_at_a_time:
-            wait_s = self._quarantine_until - time.monotonic()
-            if wait_s > 0:  # a late reply could be taken for the next one
-                await asyncio.sleep(wait_s)
+            await self._sit_out_quarantine()
             try:
                 return await self._exchange(command, dialect)
-            except BaseException:  # silence, and a caller that gave up
+            except BaseException as exc:  # silence, and a caller that gave up
                 self._quarantine_until = time.monotonic() + QUARANTINE_S
+                if isinstance(exc, BrokerSilentError):
+                    self._known = None  # perhaps it was taken for another broker than it is
                 raise
+
+    async def _sit_out_quarantine(self) -> None:
+        wait_s = self._quarantine_until - time.monotonic()
+        if wait_s > 0:  # a late reply could be taken for the next one
+            await asyncio.sleep(wait_s)
 
     async def _exchange(self, command: str, dialect: Dialect | None) -> Reply:
         """Send a command and wait for its reply; without a dialect, find that out too."""
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[Reply] = loop.create_future()
-        request_id = "" if dialect == "1.x" else secrets.token_hex(8)
+        request_id = secrets.token_hex(8) if dialect in (None, "2.x") else ""
+        likely: Reply | None = None
 
         def take(found: Reply) -> None:
             if not reply.done():
                 reply.set_result(found)
 
         def hear(message: Message) -> None:
-            text = message.payload.decode(errors="replace").strip()
-            if request_id and (found := _read_envelope(text, request_id)):
-                take(found)
-            elif dialect != "2.x" and (found := _read_sentence(text, command)):
-                loop.call_later(0 if dialect else _JUNK_S, take, found)
+            nonlocal likely
+            found, patience_s = self._understand(message, command, dialect, request_id)
+            if found and patience_s is not None:
+                loop.call_later(patience_s, take, found)
+            elif found:
+                likely = found
 
         async with self._listen(OUTPUT_TOPIC, hear):
             await self._publish(f"{command} -requestId {request_id}" if request_id else command)
@@ -373,11 +477,34 @@ class Coreflux:
                 async with asyncio.timeout(self._answer_timeout_s):
                     return await reply
             except TimeoutError:
+                if likely:
+                    return likely
                 raise BrokerSilentError(
                     f"No reply to {named(command)} within {self._answer_timeout_s:g} s. A Coreflux broker drops "
                     "commands of logins without the right CommandCall in silence, and other brokers have no commands "
                     "at all: check the login's rights. Whether it was carried out is not known."
                 ) from None
+
+    def _understand(
+        self, message: Message, command: str, dialect: Dialect | None, request_id: str
+    ) -> tuple[Reply | None, float | None]:
+        """Read a message as the reply to a command; with how long a better one may take, None until the deadline."""
+        text = message.payload.decode(errors="replace").strip()
+        patience_s = 0 if dialect else _JUNK_S
+        envelope = _read_envelope(text)
+        if envelope is None:
+            found = _read_sentence(text, command) if dialect in (None, "1.x") else None
+            was_old = self._known is not None and self._known[1] == "1.x"
+            certain = dialect or was_old or _ABOUT_PROBE.search(text)
+            return found, patience_s if certain else None
+        its_id = envelope.get("requestId")
+        if dialect == "1.x" or (dialect == "no ids" and its_id is not None):
+            self._known = None  # the broker is a newer one
+        if request_id and its_id == request_id:
+            return _reply(envelope, "2.x"), 0
+        if dialect != "2.x" and its_id is None and _is_about(envelope, command):
+            return _reply(envelope, "no ids"), patience_s
+        return None, None
 
     @asynccontextmanager
     async def _listen(self, topic_filter: str, hear: Callable[[Message], None]) -> AsyncIterator[Watch]:
@@ -424,23 +551,50 @@ def in_words(text: str) -> str:
 
 
 def _argument(name: str) -> str:
-    return f'"{name}"' if " " in name else name
+    return name if _SCRIPT.fullmatch(name) else f'"{name}"'
 
 
-def _read_envelope(text: str, request_id: str) -> Reply | None:
-    """Read the JSON reply to our request [v2]; None for anything else on the topic."""
+def _change(command: str) -> tuple[str, Kind, str] | None:
+    """Say what a command does to what entity that has a topic: add, remove or removeall, its kind, and its name.
+
+    What removes all rules is none: it leaves those that are built in.
+    """
+    verb = _CHANGE.fullmatch(verb_of(command))
+    if verb is None or verb[0] == "removeallrules":
+        return None
+    rest = (*command.split(None, 1), "")[1]
+    name = "" if verb[1] == "removeall" else rest.strip().strip('"')
+    if verb[1] == "add":
+        defined = _DEFINED.match(rest)
+        name = (defined[1] or defined[2] or "") if defined else ""
+    return verb[1], _KINDS[verb[2]], name
+
+
+def _read_envelope(text: str) -> dict[str, Any] | None:
+    """Read a JSON reply [v2]; None for anything else on the topic."""
     try:
         envelope = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(envelope, dict) or envelope.get("requestId") != request_id:
-        return None
+    return envelope if isinstance(envelope, dict) else None
+
+
+def _is_about(envelope: Mapping[str, Any], command: str) -> bool:
+    """Say whether a reply without an identifier names a command, and no other entity than it."""
+    said = envelope.get("command")
+    return (
+        isinstance(said, str) and said.lower() == verb_of(command) and str(envelope.get("entityName") or "") in command
+    )
+
+
+def _reply(envelope: Mapping[str, Any], dialect: Dialect) -> Reply:
     errors = envelope.get("errors")
     return Reply(
         success=envelope.get("success") is True,
         message=str(envelope.get("message", "")),
         data=envelope.get("data"),
         errors=tuple(each for each in errors if isinstance(each, dict)) if isinstance(errors, list) else (),
+        dialect=dialect,
     )
 
 
@@ -459,10 +613,12 @@ def _read_sentence(text: str, command: str) -> Reply | None:
         return None
     words = command.split()
     about = words[1] if len(words) > 1 else ""
-    if about.upper() == "DEFINE":
-        about = words[3] if len(words) > 3 else ""  # noqa: PLR2004 - -addAction DEFINE ACTION name
+    adds = about.upper() == "DEFINE" or about == "#"
+    if adds:
+        at = 4 if about == "#" else 3  # -addPython # Script Name: name, -addAction DEFINE ACTION name
+        about = words[at] if len(words) > at else ""
     parse_error = _PARSE_ERROR.search(text) is not None
-    if about and about.strip('"') not in text and not (parse_error and "DEFINE" in command):
+    if about and about.strip('"') not in text and not (parse_error and adds):
         return None
     failed = _FAILED.search(text) is not None
     if about and not failed and not _DONE.search(text):

@@ -3,20 +3,20 @@
 import asyncio
 import difflib
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from backups import Backup, Backups, Saved
-from coreflux import Coreflux, Entity, Picture, Reply, in_words
-from errors import BridgeError
+from coreflux import ROOTS, Coreflux, Look, Picture, Reply, check_name, in_words
+from errors import BridgeError, BrokerSilentError
 from lot import Definition, Kind
 from lot.report import VERBS
 
 APPEAR_TIMEOUT_S: Final = 10.0
 """How long an entity may take to show its new source; a few seconds are usual."""
 
-_LOOK_AGAIN_S: Final = 0.3
+_LOOK_AGAIN_S: Final = 0.1
 _ORDER: Final[tuple[Kind, ...]] = ("python", "model", "action", "route", "rule", "panel", "theme")
 """The broker's own load order, but scripts before the actions that call them."""
 
@@ -32,12 +32,14 @@ class Step:
         change: What that is to what runs now; unknown for kinds that the broker does not show.
         before: The source that runs now; None when there is none or it cannot be seen.
         diff: Both, compared line by line.
+        error: The error that is shown now, of what runs or of what once did.
     """
 
     definition: Definition
     change: Change
     before: str | None
     diff: str
+    error: str = ""
 
     @property
     def saved(self) -> Saved:
@@ -74,10 +76,20 @@ class StepFailedError(BridgeError):
         self.reply = reply
 
 
+class ByHandError(StepFailedError):
+    """Only a person can do it."""
+
+
 def plan(definitions: Sequence[Definition], picture: Picture) -> list[Step]:
-    """Compare definitions with what runs, in the order in which they have to be deployed."""
-    running = {(each.kind, each.name): each for each in picture.entities}
-    return [_step(each, running.get((each.kind, each.name))) for each in in_order(definitions)]
+    """Compare definitions with what runs, in the order in which they have to be deployed.
+
+    Raises:
+        InputError: A definition has a name that is none: it could be deployed, and not be taken away again.
+    """
+    for each in definitions:
+        check_name(each.kind, each.name)
+    running = {(each.kind, each.name): each.code for each in picture.entities}
+    return [_step(each, running.get((each.kind, each.name)), picture) for each in in_order(definitions)]
 
 
 def in_order(definitions: Sequence[Definition]) -> list[Definition]:
@@ -85,24 +97,20 @@ def in_order(definitions: Sequence[Definition]) -> list[Definition]:
     by_key = {(each.kind, each.name): each for each in definitions}
     ordered: list[Definition] = []
     visited: set[tuple[Kind, str]] = set()
-
-    def visit(definition: Definition) -> None:
+    waiting = [(each, False) for each in sorted(definitions, key=lambda each: _ORDER.index(each.kind))][::-1]
+    while waiting:  # not by recursion: a chain may be longer than Python's stack
+        definition, has_what_it_needs = waiting.pop()
         key = (definition.kind, definition.name)
-        if key in visited:
-            return
-        visited.add(key)
-        for needed in definition.needs:
-            if needed in by_key:
-                visit(by_key[needed])
-        ordered.append(by_key[key])
-
-    for each in sorted(definitions, key=lambda each: _ORDER.index(each.kind)):
-        visit(each)
+        if has_what_it_needs:
+            ordered.append(by_key[key])
+        elif key not in visited:
+            visited.add(key)
+            waiting.append((definition, True))
+            waiting += [(by_key[needed], False) for needed in reversed(definition.needs) if needed in by_key]
     return ordered
 
 
-def _step(definition: Definition, running: Entity | None) -> Step:
-    before = running.code if running else None
+def _step(definition: Definition, before: str | None, picture: Picture) -> Step:
     if definition.kind == "python":
         change: Change = "unknown"
     elif before is None:
@@ -110,7 +118,7 @@ def _step(definition: Definition, running: Entity | None) -> Step:
     else:
         change = "unchanged" if _same(before, definition.text) else "replace"
     diff = "" if change == "unchanged" else _diff(before or "", definition.text, definition.name)
-    return Step(definition, change, before, diff)
+    return Step(definition, change, before, diff, picture.errors.get((definition.kind, definition.name), ""))
 
 
 def _same(one: str, other: str) -> bool:
@@ -132,7 +140,8 @@ def _diff(before: str, after: str, name: str) -> str:
 async def deploy(coreflux: Coreflux, backups: Backups, steps: Sequence[Step], broker: str) -> Outcome:
     """Apply the steps of a plan; on a failure put back exactly what was there before.
 
-    Nothing is raised for what the broker does: the outcome tells it. Being cancelled puts back too.
+    Nothing is raised for what the broker does: the outcome tells it. Being cancelled puts back too. What the broker is
+    known not to have touched is left alone.
     """
     outcome = Outcome()
     steps = [step for step in steps if step.change != "unchanged"]
@@ -143,8 +152,7 @@ async def deploy(coreflux: Coreflux, backups: Backups, steps: Sequence[Step], br
     touched: list[Step] = []
     try:
         for step in steps:
-            touched.append(step)
-            await _apply(coreflux, step)
+            await _apply(coreflux, step, touched)
             outcome.applied.append(step)
     except BridgeError as exc:
         outcome.failure = str(exc)
@@ -167,7 +175,7 @@ async def _put_back(
         try:
             await put_back(coreflux, step.saved)
         except BridgeError as exc:
-            outcome.left.append(f"{step.definition.kind} {step.definition.name}: {exc}")
+            outcome.left.append(f"{step.definition.kind} {step.definition.name}: {str(exc).removesuffix('.')}")
     outcome.applied = []
     outcome.rolled_back = not outcome.left
     await asyncio.to_thread(backups.mark, backup, "rolled back" if outcome.rolled_back else "not rolled back")
@@ -177,53 +185,81 @@ async def put_back(coreflux: Coreflux, saved: Saved) -> None:
     """Make an entity what it was: its old source, or gone.
 
     Raises:
+        ByHandError: It is a script.
         BridgeError: The broker did not do it.
     """
     if saved.kind == "python":
-        raise StepFailedError("a broker does not show scripts, so what was there before is not known and it stays")
+        raise ByHandError(
+            "a broker does not show scripts, so what was there before is not known: a person has to deploy it again, "
+            "or to remove the script where there was none"
+        )
     if saved.code is None:
         reply = await coreflux.remove(saved.kind, saved.name)
-        missing = "not found" in reply.message.lower() or "does not exist" in reply.message.lower()
-        if not reply.success and not missing:
+        if not reply.success and not reply.says_missing:
             raise StepFailedError(f"it could not be removed: {reply.words}", reply)
         return
-    if saved.kind == "rule":
-        await coreflux.remove("rule", saved.name)
-    reply = await coreflux.add(VERBS[saved.kind], saved.code)
-    if not reply.success:
-        raise StepFailedError(f"its old source was refused: {reply.words}", reply)
-    await _await_source(coreflux, saved.kind, saved.name, saved.code)
-
-
-async def _apply(coreflux: Coreflux, step: Step) -> None:
-    definition = step.definition
-    what = f"the {definition.kind} {definition.name}"
-    if definition.kind == "rule" and step.before is not None:
-        # A rule that exists is not replaced (2.14.3-rc.62) [v2].
-        reply = await coreflux.remove("rule", definition.name)
+    async with coreflux.look([saved.kind]) as look:
+        if saved.kind == "rule":
+            await coreflux.remove("rule", saved.name)
+        reply = await coreflux.add(VERBS[saved.kind], saved.code)
         if not reply.success:
-            raise StepFailedError(f"The broker did not remove the old {what[4:]}: {reply.words}", reply)
-    reply = await coreflux.add(definition.verb, definition.text)
+            raise StepFailedError(f"its old source was refused: {reply.words}", reply)
+        await _await_source(look, saved.kind, saved.name, saved.code)
+
+
+async def _apply(coreflux: Coreflux, step: Step, touched: list[Step]) -> None:
+    definition = step.definition
+    key = (definition.kind, definition.name)
+    what = f"{definition.kind} {definition.name}"
+    async with coreflux.look([kind for kind in ROOTS if kind == definition.kind]) as look:
+        if definition.kind == "rule" and step.before is not None:
+            # A rule that exists is not replaced (2.14.3-rc.62) [v2].
+            await _tell(coreflux.remove("rule", definition.name), f"did not remove the old {what}", step, touched)
+        await _tell(coreflux.add(definition.verb, definition.text), f"refused the {what}", step, touched)
+        if definition.kind == "python":
+            return
+        before = len(look.errors.get(key, ()))
+        await _await_source(look, *key, definition.text)
+        await look.settled()
+    errors = look.errors.get(key, [])
+    old = {step.error, *(text for text, was_there in errors[:before] if was_there)}
+    for number, (text, was_there) in enumerate(errors):
+        if text and (text not in old or (number >= before and not was_there)):
+            raise StepFailedError(f"The {what} fails while running: {in_words(text)}")
+
+
+async def _tell(command: Awaitable[Reply], failed: str, step: Step, touched: list[Step]) -> None:
+    """Have a command of a step carried out, and note the step unless it is known that nothing was done.
+
+    Raises:
+        StepFailedError: The broker said no.
+        BridgeError: What the channel raises.
+    """
+    is_first = step not in touched[-1:]
+    if is_first:
+        touched.append(step)
+    try:
+        reply = await command
+    except BrokerSilentError:
+        raise
+    except BridgeError:
+        if is_first:
+            touched.pop()
+        raise
     if not reply.success:
-        raise StepFailedError(f"The broker refused {what}: {reply.words}", reply)
-    if definition.kind != "python":
-        error = await _await_source(coreflux, definition.kind, definition.name, definition.text)
-        if error:
-            raise StepFailedError(f"{what[0].upper()}{what[1:]} fails while running: {in_words(error)}")
+        if is_first and (reply.dialect == "2.x" or step.definition.name in reply.message):
+            touched.pop()  # otherwise it may be somebody else who was told no
+        raise StepFailedError(f"The broker {failed}: {reply.words}", reply)
 
 
-async def _await_source(coreflux: Coreflux, kind: Kind, name: str, code: str) -> str:
-    """Wait until the broker shows a source as that of an entity; return the error it has there, if any.
+async def _await_source(look: Look, kind: Kind, name: str, code: str) -> None:
+    """Wait until the broker shows a source as that of an entity.
 
     Raises:
         StepFailedError: It does not show it.
     """
     deadline = time.monotonic() + APPEAR_TIMEOUT_S
-    while True:
-        picture = await coreflux.entities([kind])
-        for entity in picture.entities:
-            if entity.name == name and _same(entity.code, code):
-                return entity.error
+    while not ((entity := look.found.get((kind, name))) and _same(entity.code, code)):
         if time.monotonic() > deadline:
             raise StepFailedError(
                 f"The broker said yes to the {kind} {name} and does not show it after {APPEAR_TIMEOUT_S:g} s."

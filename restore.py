@@ -5,7 +5,7 @@ import asyncio
 from backups import Backup, Backups
 from config import Config
 from coreflux import Coreflux
-from deployment import put_back
+from deployment import ByHandError, put_back
 from errors import BridgeError, InputError
 from inbox import Inbox
 from mqtt_client import MqttClient
@@ -49,21 +49,24 @@ def _show(screen: Screen, backup: Backup) -> None:
 
 
 async def _restore(screen: Screen, backups: Backups, backup: Backup, config: Config) -> int:
-    """Put everything back, the last change first, as far as it goes."""
+    """Put everything back, the last change first, as far as it goes; scripts are left to the person."""
     if backup.broker != config.broker.url:
         raise InputError(f"The backup is of {backup.broker}, and the settings name {config.broker.url}.")
     inbox = Inbox(config.bounds.buffer_max_messages, config.bounds.buffer_max_bytes)
-    left = 0
+    left = by_hand = 0
     async with MqttClient(config.broker, inbox) as broker:
         coreflux = Coreflux(broker)
         for each in reversed(backup.entities):
             try:
                 await put_back(coreflux, each)
+            except ByHandError as exc:
+                by_hand += 1
+                screen.print(f"BY HAND: {each.kind} {each.name}: {exc}")
             except BridgeError as exc:
                 left += 1
                 screen.print(f"NOT restored: {each.kind} {each.name}: {exc}")
             else:
                 screen.print(f"{'removed' if each.code is None else 'restored'}: {each.kind} {each.name}")
     if not left:
-        backups.mark(backup, "restored")
-    return 1 if left else 0
+        backups.mark(backup, "partly restored" if by_hand else "restored")
+    return 1 if left or by_hand else 0

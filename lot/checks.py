@@ -42,8 +42,24 @@ _KNOWN_NAMES: Final = {
 _NO_PAYLOAD: Final = {"on_every": "timer", "on_day": "timer", "on_timestamp": "timer", "on_start": "start"}
 _VARIABLE: Final = re.compile(r"\{\s*([^\W\d][\w.-]*)\s*\}")
 _PAYLOAD: Final = re.compile(r"\bPAYLOAD\b")
+_WHERE: Final = re.compile(r"\b(?:WHERE|WHEN)\b")
+"""Names behind it are columns of a table."""
+_LONGEST_CORRECTED: Final = 500
+"""A line of more characters is not written out again for each bare name in it."""
 _SEPARATORS: Final = ("/", "_", "-", ".", ":")
 _WRITTEN_OUT: Final = "The secret is written into the program: store it with -setSecret and read it with GET SECRET."
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+_TITLED: Final = ("panel", "theme")
+"""Kinds whose names may be any text in quotes."""
+_HEAD: Final = re.compile(r'\w+\s+\w+[^\S\n]*("\d+"|\S*)')
+"""The first line of a definition up to its name."""
+_NO_NAME: Final = re.compile(r"(?:ON|DO|WITH|FROM|INPUT)?")
+"""What stands behind the kind where the name is left out."""
+_QUOTED: Final = {
+    "model": ("parent", re.compile(r'(?!ADD\b|FETCH\b|STORE\b).*?\bFROM\s+("\d+")', re.DOTALL | re.IGNORECASE)),
+    "action": ("action", re.compile(r'.*?\bCALL\s+ACTION\s+("\d+")', re.DOTALL | re.IGNORECASE)),
+}
+"""Where the name of another definition is written as a string."""
 _LONGEST_TOPIC: Final = 1000
 """A text of more characters is treated as unknown, since texts put together from one another grow fast."""
 ANY_TEXT: Final = "\0"
@@ -52,27 +68,25 @@ ANY_TEXT: Final = "\0"
 
 def examine(entity: Entity, lines: Iterable[Line], repairs: int) -> None:
     """Read all lines of a definition into `entity`, with the problems in them, and repair some that are unreadable."""
-    nodes = list(_nodes(entity, lines, repairs))
-    done = list(indented(entity, nodes))
-    for node in done[:1]:
-        if node.tree and entity.kind in ("action", "model", "rule", "route") and node.form.startswith("define_"):
-            _name(entity, node.line, _tokens(node.tree)[0], entity.kind)
+    kept = list(_with_code(entity, lines))
+    nodes = indented(entity, _nodes(entity, kept, repairs), kept)  # one at a time: trees are large
     if entity.kind == "action":
-        _action(entity, done)
+        _action(entity, nodes, kept)
     elif entity.kind == "model":
-        _model(entity, done)
+        _model(entity, nodes)
     elif entity.kind == "rule":
-        _rule(entity, done)
+        _rule(entity, nodes)
     elif entity.kind == "route":
-        _route(entity, done)
-    elif entity.kind == "panel":
-        for node in done:
+        _route(entity, nodes)
+    else:
+        for node in nodes:
             if node.tree and node.form == "bind":
                 token = _tokens(node.tree)[1]
                 entity.listens.append((node.line.string(token), _at(node.line, token)))
 
 
-def _nodes(entity: Entity, lines: Iterable[Line], repairs: int) -> Iterator[Node]:
+def _with_code(entity: Entity, lines: Iterable[Line]) -> Iterator[Line]:
+    """Leave out the lines that are comments, telling about these."""
     comments: list[Place] = []
     for line in lines:
         if line.comment:
@@ -84,23 +98,29 @@ def _nodes(entity: Entity, lines: Iterable[Line], repairs: int) -> Iterator[Node
                 "warning", line.start, "hash-comment", "# begins no comment in LoT: write -- or delete the line."
             )
             continue
-        tree = read(entity.kind, line.shape).tree
-        _tell_findings(entity, line, repair=entity.unreadable < repairs)
-        entity.unreadable += tree is None
-        yield Node(line, tree, form_of(line, tree))
+        yield line
     if comments:
         message = "Brokers differ in the comments they accept: leave them out"
         more = f" ({len(comments)} lines have one)." if len(comments) > 1 else "."
         entity.tell("warning", comments[0], "comment", message + more)
 
 
-def _tell_findings(entity: Entity, line: Line, *, repair: bool) -> None:
+def _nodes(entity: Entity, lines: Iterable[Line], repairs: int) -> Iterator[Node]:
+    for line in lines:
+        nameless = _tell_names(entity, line)
+        tree = read(entity.kind, line.shape).tree
+        _tell_findings(entity, line, repair=entity.unreadable < repairs, vague=not (line.marks or nameless))
+        entity.unreadable += tree is None
+        yield Node(line, tree, form_of(line, tree))
+
+
+def _tell_findings(entity: Entity, line: Line, *, repair: bool, vague: bool) -> None:
     for mark in line.marks:
         rule = "unbalanced-quote" if mark.character in "\"'" else "unbalanced-bracket"
         message = f"The {mark.character} has no other half."
         entity.tell("error", (mark.line, mark.column), rule, message)
     for finding in findings(entity.kind, line.shape, repair and not line.marks):
-        if line.marks and finding.rule in ("unreadable", "unfinished", "unknown-keyword"):
+        if not vague and finding.rule in ("unreadable", "unfinished", "unknown-keyword"):
             continue
         if entity.kind == "panel" and not line.marks and finding.rule != "keyword-case":
             continue  # its vocabulary is not known completely
@@ -135,32 +155,59 @@ def _unquoted(line: Line, token: "Token") -> str:
     return line.string(token) if token.type == "STRING" else str(token)
 
 
-def _name(entity: Entity, line: Line, token: "Token", what: str) -> str:
-    """Take an entity's name that must not be quoted."""
-    if token.type != "STRING":
-        return str(token)
-    name = line.string(token)
-    shape = line.shape
-    start = token.start_pos or 0
-    bare = shape[:start] + name + shape[start + len(token) :]
-    fixed = line.indent + line.source(bare) if re.fullmatch(r"[A-Za-z_]\w*", name) and "\n" not in shape else None
+def _tell_names(entity: Entity, line: Line) -> bool:
+    """Tell about the names in a line that the broker does not take, and say whether the definition has none.
+
+    A name the grammar does not take either is replaced in the line by one that it does, so that the rest can be read.
+    """
+    what, pattern = _QUOTED.get(entity.kind, ("", None))
+    if pattern and (other := pattern.match(line.shape)):
+        _quoted(entity, line, other, what)
+    own = _HEAD.match(line.shape) if line.number == entity.line else None
+    if own is None:
+        return False
+    name = own[1]
+    if _NO_NAME.fullmatch(name) and not (name and read(entity.kind, line.shape).tree):
+        entity.tell("error", line.place(own.start(1)), "no-name", f"The {entity.kind} has no name.")
+        return True
+    if entity.kind in _TITLED or _NAME.fullmatch(name):
+        return False
+    if name.startswith('"'):
+        if name[1:-1].isdigit():  # a whole string, by its number
+            _quoted(entity, line, own, entity.kind)
+        return False
+    message = "A name consists of the letters A to Z, digits and _, 255 at most, and begins with no digit."
+    fixed = re.sub(r"\W", "_", re.sub(r"\W+$", "", name))
+    _tell_name(entity, line, own, "name-characters", message, re.sub(r"^(?=\d)", "_", fixed))
+    line.shape = line.shape[: own.start(1)] + re.sub(r"\W|^\d", "_", name) + line.shape[own.end(1) :]
+    return False
+
+
+def _quoted(entity: Entity, line: Line, match: re.Match[str], what: str) -> None:
     rule = "quoted-parent" if what == "parent" else "quoted-name"
-    entity.tell("error", line.place(start), rule, f"The name of the {what} is written without quotes.", fixed)
-    return name
+    message = f"The name of the {what} is written without quotes."
+    _tell_name(entity, line, match, rule, message, line.string(match[1]))
+
+
+def _tell_name(entity: Entity, line: Line, match: re.Match[str], rule: str, message: str, name: str) -> None:
+    """Tell about the name that is the first group of a match, and suggest another if that is one."""
+    shape = line.source(line.shape[: match.start(1)]) + name + line.source(line.shape[match.end(1) :])
+    fixed = line.indent + shape if _NAME.fullmatch(name) and "\n" not in line.shape else None
+    entity.tell("error", line.place(match.start(1)), rule, message, fixed)
 
 
 # Actions
 
 
-def _action(entity: Entity, nodes: list[Node]) -> None:  # noqa: C901
+def _action(entity: Entity, nodes: Iterable[Node], lines: list[Line]) -> None:  # noqa: C901
     types: dict[str, str | None] = {}
     used: list[tuple[str, Place]] = []
     known: set[str] = set()
-    callable_, has_do, last_trigger = False, False, None
+    has_do, last_trigger, last_input = False, None, None
     for node in nodes:
         line, tree = node.line, node.tree
         used += [(match[1].split(".")[0], line.place(match.start())) for match in _VARIABLE.finditer(line.shape)]
-        callable_ = callable_ or node.form == "input_line"
+        last_input = node if node.form == "input_line" else last_input
         has_do = (
             has_do
             or node.form == "do_line"
@@ -184,32 +231,31 @@ def _action(entity: Entity, nodes: list[Node]) -> None:  # noqa: C901
         for statement in _statements(tree):
             _statement(entity, node, statement, types, known)
         _check_place(entity, node)
-    if not has_do and (last_trigger or callable_):
-        _missing_do(entity, nodes, last_trigger)
+    if not has_do and (at := last_trigger or last_input):
+        _missing_do(entity, at, is_trigger=at is last_trigger)
     elif not has_do:
-        entity.tell("error", nodes[0].line.start, "no-trigger", "The action has no trigger, and neither INPUT nor DO.")
+        entity.tell("error", lines[0].start, "no-trigger", "The action has no trigger, and neither INPUT nor DO.")
     for name, place in used:
         if name not in known:
             entity.tell("warning", place, "unknown-variable", f"{{{name[:60]}}} is never set in this action.")
             known.add(name)
-    _payload(entity, nodes)
+    _payload(entity, lines)
 
 
-def _missing_do(entity: Entity, nodes: list[Node], trigger: Node | None) -> None:
-    at = trigger or next(node for node in reversed(nodes) if node.form == "input_line")
+def _missing_do(entity: Entity, at: Node, *, is_trigger: bool) -> None:
     line = at.line
-    if trigger and trigger.tree is None and not line.shape.startswith("ON"):
+    if is_trigger and at.tree is None and not line.shape.startswith("ON"):
         return  # what is wrong with it is told already
-    fixed = line.indent + line.source(line.shape) + " DO" if trigger and trigger.tree else None
+    fixed = line.indent + line.source(line.shape) + " DO" if is_trigger and at.tree else None
     entity.tell("error", line.start, "missing-do", "DO is missing before the body.", fixed)
 
 
-def _payload(entity: Entity, nodes: list[Node]) -> None:
+def _payload(entity: Entity, lines: list[Line]) -> None:
     without = _NO_PAYLOAD.get(entity.trigger or "")
-    for node in nodes if without else ():
-        if found := _PAYLOAD.search(node.line.shape):
+    for line in lines if without else ():
+        if found := _PAYLOAD.search(line.shape):
             message = f"There is no PAYLOAD in a {without} action: read the value with GET TOPIC."
-            entity.tell("warning", node.line.place(found.start()), "payload-without-message", message)
+            entity.tell("warning", line.place(found.start()), "payload-without-message", message)
 
 
 def _trigger(entity: Entity, line: Line, trigger: "Branch") -> None:
@@ -284,7 +330,7 @@ def _statement(  # noqa: C901, PLR0912
     elif form == "keep_env" and tokens[0] == "SECRET" and trees[0].data == "string":
         entity.tell("warning", _place_of(line, trees[0]), "literal-secret", _WRITTEN_OUT)
     elif form == "call_action":
-        callee = _name(entity, line, tokens[0], "action")
+        callee = _unquoted(line, tokens[0])
         results = next((each for each in trees if each.data == "results"), None)
         entity.needs.append((("action", callee), place))
         entity.calls.append((callee, len(results.children) if results else None, place))
@@ -426,6 +472,7 @@ def _topic_end(operands: "list[Branch]", operators: "list[Token]", at: int) -> i
 def _expressions(entity: Entity, line: Line, tree: "Branch", types: dict[str, str | None]) -> None:
     """Check what is calculated in a line and which topics it reads."""
     parts: list[Branch] = list(tree.iter_subtrees())
+    where = _WHERE.search(line.shape)
     inner = {id(part.children[0]) for part in parts if part.data == "sum"}
     grouped = {id(part.children[0]) for part in parts if part.data == "group"}
     for part in parts:
@@ -440,21 +487,25 @@ def _expressions(entity: Entity, line: Line, tree: "Branch", types: dict[str, st
             route = _tokens(part)[1]
             entity.needs.append((("route", _unquoted(line, route)), _at(line, route)))
         elif part.data == "name_" and entity.kind == "action":
-            _bare_name(entity, line, _tokens(part)[0], types)
+            _bare_name(entity, line, _tokens(part)[0], types, where.end() if where else None)
 
 
-def _bare_name(entity: Entity, line: Line, token: "Token", types: dict[str, str | None]) -> None:
-    if token in _KNOWN_NAMES or re.search(r"\b(?:WHERE|WHEN)\b", line.shape[: token.start_pos or 0]):
-        return
+def _bare_name(
+    entity: Entity, line: Line, token: "Token", types: dict[str, str | None], columns_from: int | None
+) -> None:
     start = token.start_pos or 0
+    if token in _KNOWN_NAMES or (columns_from is not None and start >= columns_from):
+        return
     keyword = keyword_meant(token) if token not in types else None
     if keyword in ("PAYLOAD", "EMPTY"):
         fixed = line.indent + line.source(line.shape[:start] + keyword + line.shape[start + len(token) :])
         rule = "keyword-case" if token.upper() == keyword else "misspelled-keyword"
         entity.tell("warning", line.place(start), rule, f"{keyword} seems to be meant by {token[:40]}.", fixed)
         return
-    fixed = line.shape[:start] + f"{{{token}}}" + line.shape[start + len(token) :]
-    suggestion = line.indent + line.source(fixed) if token in types and "\n" not in fixed else None
+    suggestion = None
+    if token in types and "\n" not in line.shape and len(line.shape) <= _LONGEST_CORRECTED:
+        fixed = line.shape[:start] + f"{{{token}}}" + line.shape[start + len(token) :]
+        suggestion = line.indent + line.source(fixed)
     entity.tell(
         "warning", line.place(start), "bare-name", f"A variable is read in braces: {{{token[:40]}}}.", suggestion
     )
@@ -508,7 +559,7 @@ def _unclear(line: Line, operands: "list[Branch]", operators: "list[Token]", at:
 # Models, rules and routes
 
 
-def _model(entity: Entity, nodes: list[Node]) -> None:  # noqa: C901, PLR0912
+def _model(entity: Entity, nodes: Iterable[Node]) -> None:  # noqa: C901, PLR0912
     for node in nodes:
         line, tree = node.line, node.tree
         if tree is None:
@@ -517,7 +568,7 @@ def _model(entity: Entity, nodes: list[Node]) -> None:  # noqa: C901, PLR0912
         tokens, form = _tokens(tree), node.form
         for option in tree.find_pred(lambda each: each.data in ("parent", "collapsed", "base_topic")):
             if option.data == "parent":
-                entity.parent = _name(entity, line, _tokens(option)[0], "parent")
+                entity.parent = _unquoted(line, _tokens(option)[0])
                 place = _at(line, _tokens(option)[0])
                 entity.needs.append((("model", entity.parent), place))
             elif option.data == "collapsed":
@@ -542,7 +593,7 @@ def _model(entity: Entity, nodes: list[Node]) -> None:  # noqa: C901, PLR0912
         _expressions(entity, line, tree, {})
 
 
-def _rule(entity: Entity, nodes: list[Node]) -> None:
+def _rule(entity: Entity, nodes: Iterable[Node]) -> None:
     waiting: list[Node] = []
     for node in nodes:
         while waiting and waiting[-1].depth > node.depth:
@@ -572,7 +623,7 @@ def _without_else(entity: Entity, node: Node) -> None:
     entity.tell("warning", node.line.start, "if-without-else", message)
 
 
-def _route(entity: Entity, nodes: list[Node]) -> None:
+def _route(entity: Entity, nodes: Iterable[Node]) -> None:
     sections: list[tuple[int, str]] = []
     for node in nodes:
         line, tree = node.line, node.tree

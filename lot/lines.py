@@ -32,6 +32,8 @@ _BRACKETS: Final = re.compile(r"[(){}\[\]]")
 _OPENS: Final = {")": "(", "}": "{", "]": "["}
 _STRING_LINES: Final = 60
 """How many lines a string may run on."""
+_RUN_ONS: Final = 4
+"""How often a line may go on because of a string or a comment: each line may have to be read a second time."""
 
 
 class Mark(NamedTuple):
@@ -201,7 +203,7 @@ def _scanned(lines: list[str], index: int, first: int, pattern: re.Pattern[str])
         if end > position:
             physical.pieces.append(_Piece(physical.last, position + 1, text[position:end], is_string))
 
-    at = position
+    at, run_ons = position, 0
     while match := pattern.search(text, at):
         found, at = match[0], match.end()
         if len(found) > 1 and found[0] in "\"'":
@@ -213,7 +215,7 @@ def _scanned(lines: list[str], index: int, first: int, pattern: re.Pattern[str])
             add(match.start())
             physical.comment = physical.comment or (physical.last, match.start() + 1)
             return physical
-        elif ends := _end(lines, index, at, "*/" if found == "/*" else found):
+        elif run_ons < _RUN_ONS and (ends := _end(lines, index, at, "*/" if found == "/*" else found)):
             add(match.start())
             row, end = ends
             if found == "/*":
@@ -222,10 +224,13 @@ def _scanned(lines: list[str], index: int, first: int, pattern: re.Pattern[str])
             else:
                 whole = "\n".join([text[match.start() :], *lines[index + 1 : row], lines[row][:end]])
                 physical.pieces.append(_Piece(physical.last, match.start() + 1, whole, is_string=True))
+            run_ons += row > index
             index, at = row, end
             position, text, physical.last = end, lines[row].rstrip(), row + first
         elif found != "/*":
             physical.lone_quotes.append(Mark(physical.last, match.start() + 1, found))
+            if found == '"':
+                break  # to look for its other half from each quote behind it would take for ever
     add(len(text))
     return physical
 

@@ -7,6 +7,8 @@ from typing import Final, NamedTuple
 from lot.report import Kind, Severity
 from lot.syntax import keyword_meant, keywords, read
 
+_LONGEST_CORRECTED: Final = 500
+"""A line of more characters is told about but not put right, as that means to read it again."""
 _REPAIRS: Final = 8
 """How many keywords of one line are put right before giving up on it."""
 
@@ -41,8 +43,11 @@ _CONDITION: Final = r"(?:\bIF\b(?:(?!\b(?:THEN|IF)\b).)*?|^UNTIL\b.*?)"
 
 IN_ANY_LINE: Final = (
     _row("action model rule", "topic-position-zero", "error",
-         r"(\bTOPIC\s+POSITION\s+\(?)(?:0+|-\s?\d+)(?![\w.])",
+         r"(\bTOPIC\s+POSITION\s+\(?)(?:0+(?:\.\d+)?|\.\d+|-\s?\d+(?:\.\d+)?)(?![\w.])",
          "TOPIC POSITION counts from 1.", r"\g<1>1"),
+    _row("action model rule", "topic-position-no-integer", "error",
+         r'\bTOPIC\s+POSITION\s+\(?(?:"\d+"|0*[1-9]\d*\.\d+)',
+         "TOPIC POSITION takes a whole number from 1, without quotes."),
     _row("model", "with-value", "error", r"(\bWITH\s+)VALUE\b(?!\s*[./*+]|\s*-(?!\d)|-)\s*(?P<place>)",
          "WITH VALUE is refused: write the value directly after WITH.", r"\1"),
     _row("action model", "old-spelling", "warning", r"\bTIMESTAMP\s+WITH\b",
@@ -133,7 +138,7 @@ _Seen = tuple[Finding, _Edit | None]
 _VAGUE: Final = {"unfinished", "unreadable", "unknown-keyword"}
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=512)
 def findings(kind: Kind, shape: str, repair: bool) -> tuple[Finding, ...]:
     """List the mistakes in a line of a definition of this kind.
 
@@ -145,6 +150,7 @@ def findings(kind: Kind, shape: str, repair: bool) -> tuple[Finding, ...]:
     found: dict[tuple[int, str], Finding] = {}
     edits: list[_Edit] = []
     current = shape
+    repair = repair and len(shape) <= _LONGEST_CORRECTED
     while True:
         seen = _look(kind, current, repair)
         for finding, _ in seen:
@@ -204,7 +210,7 @@ def _seen(row: _Mistake, kind: Kind, shape: str) -> _Seen | None:
     elif row.rule == "missing-value":
         at = match.start(1)
     edit = _Edit(match.start(), match.end(), match.expand(row.fix)) if row.fix is not None else None
-    fixed = edit.applied(shape) if edit else None
+    fixed = edit.applied(shape) if edit and len(shape) <= _LONGEST_CORRECTED else None
     return Finding(row.severity, at, row.rule, row.message, fixed if fixed and read(kind, fixed).tree else None), edit
 
 

@@ -2,8 +2,9 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher, get_close_matches
+from itertools import accumulate, groupby
 from typing import Final
 
 from lot.checks import ANY_TEXT, examine
@@ -26,10 +27,17 @@ _WRAPPED: Final = re.compile(r"\s*(-add[A-Za-z]+\s+)?([\"'`]?)\s*(?=DEFINE\b)")
 _DEFINE: Final = re.compile(r"DEFINE\b")
 _COMMENT: Final = re.compile(r"\s*(?:--|//|#)")
 _FENCE: Final = re.compile(r"\s*```\w*\s*$")
+_WORDS: Final = re.compile(r"\w+|\s+|.")
+_Edit = tuple[int, int, str]
+"""A start and an end in a line, and what belongs between them."""
 _REPAIRS: Final = 500
 """How many unreadable lines are searched for misspelled keywords: a text with more is no program."""
-_COMPARISONS: Final = 200_000
-"""How many pairs of topics are compared in one text."""
+_LINES: Final = 100_000
+"""How many lines are examined: more of them in a text of 1 MiB are no program, and each takes its time."""
+_COMPARED: Final = 8_000_000
+"""How many characters of topics are compared in one text."""
+_LONGEST_MERGED: Final = 500
+"""Corrections of a line of more characters are not put together."""
 
 
 @dataclass(slots=True)
@@ -55,8 +63,9 @@ def analyse(code: str) -> Analysis:
     repairs = _REPAIRS
     for part in parts:
         entity = Entity(part.kind, part.name, part.first + 1)
-        if part.kind != "python":
-            body = logical_lines(lines[part.first : part.last], part.first + 1, part.kind in ("action", "model"))
+        if part.kind != "python" and part.first < _LINES:
+            until = min(part.last, _LINES)
+            body = logical_lines(lines[part.first : until], part.first + 1, part.kind in ("action", "model"))
             examine(entity, body, repairs)
             repairs -= entity.unreadable
         found.append(entity)
@@ -70,8 +79,42 @@ def analyse(code: str) -> Analysis:
         problems.append(
             Problem("warning", 1, 1, "no-definition", "Nothing here begins with DEFINE, so there is nothing to send.")
         )
-    unique = dict.fromkeys(problems)
-    return Analysis(definitions, tuple(sorted(unique, key=lambda problem: (problem.line, problem.column))))
+    if parts and parts[-1].last > _LINES:
+        message = f"Only the lines before this one were examined: {_LINES:,} are the most that are."
+        problems.append(Problem("warning", _LINES + 1, 1, "too-many-lines", message))
+    unique = sorted(dict.fromkeys(problems), key=lambda problem: (problem.line, problem.column))
+    return Analysis(definitions, tuple(_put_together(unique, lines)))
+
+
+def _put_together(problems: list[Problem], lines: list[str]) -> Iterator[Problem]:
+    """Make one suggestion of those for the same line, since each corrects only what it was made for."""
+    for number, group in groupby(problems, lambda problem: problem.line):
+        told = list(group)
+        suggestions = list(dict.fromkeys(each.suggestion for each in told if each.suggestion))
+        line = lines[number - 1]
+        if len(suggestions) < 2 or len(line) > _LONGEST_MERGED or any("\n" in each for each in suggestions):  # noqa: PLR2004
+            yield from told
+            continue
+        edits: list[_Edit] = []
+        for suggestion in suggestions:
+            new = [edit for edit in _edits(line, suggestion) if edit not in edits]
+            if all(start >= edit[1] or end <= edit[0] for start, end, _ in new for edit in edits):
+                edits += new
+        whole = line
+        for start, end, text in sorted(edits, reverse=True):
+            whole = whole[:start] + text + whole[end:]
+        yield from (replace(each, suggestion=whole if each.suggestion else None) for each in told)
+
+
+def _edits(line: str, corrected: str) -> list[_Edit]:
+    """Say which words of a line a correction replaces."""
+    old, new = _WORDS.findall(line), _WORDS.findall(corrected)
+    places = [0, *accumulate(map(len, old))]
+    return [
+        (places[start], places[end], "".join(new[into:until]))
+        for tag, start, end, into, until in SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
+        if tag != "equal"
+    ]
 
 
 def _unwrap(lines: list[str], problems: list[Problem]) -> None:
@@ -174,10 +217,13 @@ def _between(entities: list[Entity]) -> None:
             message = f"There is a {entity.kind} {entity.name[:60]} already in line {first[key].line}."
             entity.tell("warning", (entity.line, 1), "duplicate-definition", message)
         first.setdefault(key, entity)
+    settled: dict[int, bool] = {}
     for entity in entities:
         _order(entity, first)
         _results(entity, first)
-        _field_trigger(entity, first)
+        if entity.field_topic and not _may_publish(entity, first, settled):
+            message = "No field is marked AS TRIGGER, so the model never publishes by itself."
+            entity.tell("warning", (entity.line, 1), "no-field-trigger", message)
     _collapsed(entities)
     _loops(entities)
     _kept(entities)
@@ -203,25 +249,39 @@ def _results(entity: Entity, first: dict[Need, Entity]) -> None:
         entity.tell("warning" if count is None else "error", place, "return-count", message)
 
 
-def _field_trigger(entity: Entity, first: dict[Need, Entity]) -> None:
-    seen = {id(entity)}
-    ancestor: Entity | None = entity
-    while ancestor and not ancestor.has_field_trigger:
-        if ancestor.parent is None:
-            break
-        ancestor = first.get(("model", ancestor.parent))
-        if ancestor is None or id(ancestor) in seen:
-            return  # whether the parent has one is not known
-        seen.add(id(ancestor))
-    if entity.field_topic and ancestor and not ancestor.has_field_trigger:
-        message = "No field is marked AS TRIGGER, so the model never publishes by itself."
-        entity.tell("warning", (entity.line, 1), "no-field-trigger", message)
+def _may_publish(model: Entity, first: dict[Need, Entity], settled: dict[int, bool]) -> bool:
+    """Say whether a model, or one it is made from, has a field that is a trigger, or that is not known.
+
+    Args:
+        model: The model.
+        first: The definitions by their names.
+        settled: What is known of the models of this text already, and will be.
+    """
+    below: dict[int, None] = {}
+    ancestor: Entity | None = model
+    while True:
+        if ancestor is None or id(ancestor) in below:
+            result = True  # whether the parent has one is not known
+        elif ancestor.has_field_trigger or ancestor.parent is None:
+            result = ancestor.has_field_trigger
+        elif id(ancestor) in settled:
+            result = settled[id(ancestor)]
+        else:
+            below[id(ancestor)] = None
+            ancestor = first.get(("model", ancestor.parent))
+            continue
+        settled.update(dict.fromkeys(below, result))
+        return result
 
 
 def _collapsed(entities: list[Entity]) -> None:
     models = [(each.base_topic, each) for each in entities if each.collapsed and each.base_topic]
     topics = [(entity, *read) for entity in entities for read in entity.listens + entity.reads]
-    for entity, topic, place in topics[: _COMPARISONS // max(1, len(models))]:
+    compared, each_time = 0, sum(len(base) for base, _ in models)
+    for entity, topic, place in topics:
+        compared += each_time + len(models) * len(topic)
+        if compared > _COMPARED:
+            return
         levels = topic.split("/")
         for base, model in models:
             depth = base.count("/") + 1
@@ -231,8 +291,13 @@ def _collapsed(entities: list[Entity]) -> None:
 
 
 def _loops(entities: list[Entity]) -> None:
+    compared = 0
     for entity in entities:
+        each_time = sum(len(listened) for listened, _ in entity.listens)
         for topic, place in entity.publishes:
+            compared += each_time + len(entity.listens) * len(topic)
+            if compared > _COMPARED:
+                return
             if entity.kind == "action" and any(_overlap(listened, topic) for listened, _ in entity.listens):
                 message = "The action publishes to the topic that triggers it, which may never end."
                 entity.tell("warning", place, "own-trigger", message)
@@ -241,14 +306,15 @@ def _loops(entities: list[Entity]) -> None:
 def _kept(entities: list[Entity]) -> None:
     listened = {topic for entity in entities for topic, _ in entity.listens}
     patterns = [topic for topic in listened if "+" in topic or "#" in topic]
+    lengths = {id(topics): sum(map(len, topics)) for topics in (listened, patterns)}
     compared = 0
     for entity in entities:
         published = {topic for topic, _ in entity.publishes}
         for topic, place in entity.keeps:
-            if topic in published or compared > _COMPARISONS:
-                continue
             others = listened if ANY_TEXT in topic else patterns
-            compared += len(others)
+            compared += lengths[id(others)] + len(others) * len(topic)
+            if topic in published or compared > _COMPARED:
+                continue
             if topic in listened or any(_overlap(other, topic) for other in others):
                 message = "KEEP delivers nothing, so what listens to this topic is not told: write PUBLISH."
                 entity.tell("warning", place, "keep-does-not-deliver", message)

@@ -33,7 +33,7 @@ def _parser() -> "Lark":
     return Lark(GRAMMAR.read_text("utf-8"), parser="lalr", start=list(_STARTS), maybe_placeholders=False)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=512)
 def read(kind: str, shape: str) -> Reading:
     """Parse the shape of a logical line of a definition of this kind."""
     from lark import UnexpectedInput, UnexpectedToken  # noqa: PLC0415

@@ -72,6 +72,7 @@ class Options:
         retained: Whether a new subscription is told of entities with the retain flag.
         cleared: Whether removal clears the topics of an entity.
         strips_request_id: Whether a 1.x broker ignores `-requestId`, or takes it for a part of the command.
+        repeats_request_id: Whether the replies of a 2.x broker repeat it; which versions do not is not known.
         reserves_priorities: Whether rules of a priority below 100 are refused.
         template_key: Where in its data `-routeCode` has the template; "" makes the data the template.
         lists_hints: Whether `sourceLines` and `suggestions` are lists, or texts.
@@ -85,6 +86,7 @@ class Options:
     retained: bool = True
     cleared: bool = True
     strips_request_id: bool = True
+    repeats_request_id: bool = True
     reserves_priorities: bool = True
     template_key: Literal["", "template", "code"] = "template"
     lists_hints: bool = True
@@ -279,7 +281,7 @@ class Coreflux:
         old = self.options.dialect == "1.x"
         if found is None or (old and not self.options.strips_request_id):
             return text, None
-        return text[: found.start()], None if old else found[1]
+        return text[: found.start()], found[1] if self.options.repeats_request_id and not old else None
 
     def _outcome(self, verb: str, typed: str, rest: str, rights: frozenset[Right], *, failing: bool) -> _Outcome | None:
         if verb not in self._verbs:

@@ -2,22 +2,26 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
+from typing import Literal
+from unittest.mock import ANY
 
 import pytest
 from pydantic import SecretStr
 
 import coreflux as module
-from backups import Backups
-from config import BrokerConfig
-from coreflux import Coreflux, check_command, check_name, is_guarded, named
+from backups import Backups, Saved
+from config import BrokerConfig, Config
+from coreflux import OUTPUT_TOPIC, Coreflux, Entity, Picture, Reply, check_command, check_name, is_guarded, named
 from deployment import Outcome, deploy, in_order, plan, put_back
-from errors import BrokerRefusedError, BrokerSilentError, InputError, NotCorefluxError
+from errors import BrokerOfflineError, BrokerRefusedError, BrokerSilentError, InputError, NotCorefluxError
 from inbox import Inbox
-from lot import analyse
+from lot import Definition, Kind, analyse
 from mqtt_client import MqttClient
+from mqtt_link import PublishProperties
+from restore import run_backups
 from simulator.coreflux import ACCOUNTS, Options
 from simulator.coreflux import Coreflux as Personality
 from simulator.faults import Fault, Wrong
@@ -31,6 +35,7 @@ FASTER = BEAT.replace("5", "1")
 PUMP = 'DEFINE MODEL Pump COLLAPSED WITH TOPIC "pump/state"\n    ADD DOUBLE "flow" WITH TOPIC "pump/flow" AS TRIGGER'
 CLOSED = "DEFINE RULE Closed WITH PRIORITY 200 FOR Publish\n    DENY"
 OPEN = CLOSED.replace("DENY", "ALLOW")
+STATS = "# Script Name: Stats\ndef mean(values):\n    return sum(values) / len(values)"
 
 
 @asynccontextmanager
@@ -77,6 +82,41 @@ class TestNames:
     def test_nothing_else_is(self, name: str) -> None:
         with pytest.raises(InputError, match="is no name"):
             check_name("action", name)
+
+    @pytest.mark.parametrize(
+        ("kind", "name", "is_one"),
+        [
+            ("panel", "Pumps & Valves (north)", True),
+            ("theme", "Dark", True),
+            ("panel", "", False),
+            ("panel", " Room", False),
+            ("panel", "-Room", False),
+            ("panel", 'The "Room"', False),
+            ("panel", "Room/1", False),
+            ("panel", "Room #1", False),
+            ("panel", "Room\n-removeAllRoutes", False),
+            ("panel", "Room\u2028", False),
+            ("panel", "Room -requestId x", False),
+            ("panel", "R" * 256, False),
+            ("python", "Stats", True),
+            ("python", "line-stats", True),
+            ("python", "-stats", False),
+            ("python", "a b", False),
+            ("python", "", False),
+        ],
+    )
+    def test_panels_have_titles_and_scripts_words(self, kind: Kind, name: str, is_one: bool) -> None:
+        with nullcontext() if is_one else pytest.raises(InputError, match=f"is no name of a {kind}"):
+            check_name(kind, name)
+
+    def test_what_is_no_name_of_an_action_is_told_in_english(self) -> None:
+        with pytest.raises(InputError, match="no name of an action: letters"):
+            check_name("action", "9x")
+
+    def test_a_definition_whose_name_is_none_is_not_planned(self) -> None:
+        code = BEAT.replace("Beat", "Größe")
+        with pytest.raises(InputError, match="no name of an action"):
+            plan(analyse(f"{code}\n\n{OPEN}").definitions, Picture())
 
     @pytest.mark.parametrize(
         ("command", "says"),
@@ -159,6 +199,12 @@ class TestChannel:
         assert removed.success, removed
         assert personality.entities() == {}
 
+    async def test_a_script_has_its_reply_too(self, channel: Coreflux, personality: Personality) -> None:
+        assert (await channel.add("-addPython", STATS)).success
+        personality.inject(Fault(Wrong.FAILING, "AddPython"))
+        assert not (await channel.add("-addPython", STATS)).success
+        assert (await channel.command("-removePython Stats")).success
+
     async def test_a_refusal_is_a_reply_with_its_place(self, channel: Coreflux) -> None:
         reply = await channel.add("-addAction", BEAT.replace("ACTION Beat", 'ACTION "Beat"'))
 
@@ -236,6 +282,79 @@ class TestOtherSide:
                 with pytest.raises(BrokerSilentError):
                     await channel.add("-addAction", BEAT)
 
+    @pytest.mark.parametrize("text", ["Broker is busy", "2 routes were cleaned up"])
+    async def test_a_stray_text_before_the_first_reply_is_no_reply_either(self, text: str) -> None:
+        personality = Personality(Options(dialect="2.x"))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client, answer_timeout_s=3)
+                personality.inject(Fault(Wrong.LATE, "ListRoutes", after_s=1.5))
+                await channel.identity.make()
+                asking = asyncio.create_task(channel.add("-addAction", BEAT))
+                await asyncio.sleep(0.3)
+                await client.publish(OUTPUT_TOPIC, text.encode(), 1, retain=False, properties=PublishProperties())
+                first = await asking
+                second = await channel.run_action("Beat", {"payload": "x"})
+
+        assert (first.success, first.dialect, second.success, second.dialect) == (True, ANY, True, "2.x")
+
+    async def test_a_new_broker_taken_for_an_old_one_is_known_again_with_the_next_reply(self) -> None:
+        personality = Personality(Options(dialect="2.x"))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client, answer_timeout_s=1)
+                personality.inject(Fault(Wrong.NOT_JSON, "ListRoutes"))
+                first = await channel.add("-addAction", BEAT)
+                second = await channel.add("-addAction", BEAT)
+
+        assert (first.success, second.success, second.dialect) == (True, True, "2.x")
+
+    async def test_an_old_broker_that_stays_silent_is_asked_anew_what_it_is(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(module, "QUARANTINE_S", 0.1)
+        personality = Personality(Options(dialect="1.x"))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client, answer_timeout_s=1)
+                await channel.check()
+                personality.options = Options(dialect="2.x")
+                personality.inject(Fault(Wrong.IGNORED, "AddAction"))
+                with pytest.raises(BrokerSilentError):
+                    await channel.add("-addAction", BEAT)
+
+                assert (await channel.add("-addAction", BEAT)).dialect == "2.x"
+
+    @pytest.mark.parametrize("strips_request_id", [True, False])
+    async def test_an_old_broker_costs_no_deadline_with_each_connection(self, strips_request_id: bool) -> None:
+        with Embedded(personality=Personality(Options(dialect="1.x", strips_request_id=strips_request_id))) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client, answer_timeout_s=2)
+                await channel.check()
+                client.state.connections += 1
+                started = time.monotonic()
+                await channel.check()
+
+        assert time.monotonic() - started < 1.9
+
+    async def test_a_reply_without_our_identifier_is_taken_where_only_it_can_be_meant(self) -> None:
+        personality = Personality(Options(dialect="2.x", repeats_request_id=False))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client, answer_timeout_s=2)
+                personality.inject(Fault(Wrong.FOREIGN_NO_ID, "AddAction"), Fault(Wrong.FOREIGN_COMMAND, "AddModel"))
+                names = [f"Beat{number}" for number in range(4)]
+                replies = await asyncio.gather(
+                    *(channel.add("-addAction", BEAT.replace("Beat", name)) for name in names),
+                    channel.add("-addModel", PUMP),
+                    channel.run_action("Beat0", {"payload": "x"}),
+                )
+
+        assert all(reply.success for reply in replies), replies
+        assert [name in reply.message for name, reply in zip([*names, "Pump", "Beat0"], replies, strict=True)] == [
+            True
+        ] * 6
+
     @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
     async def test_a_login_that_may_not_read_replies_is_told(self, protocol: str) -> None:
         with Embedded(personality=Personality()) as broker:
@@ -289,6 +408,69 @@ class TestEntities:
             while any(each.name == "Beat" for each in (await channel.entities(["action"])).entities):
                 pass
 
+    @pytest.mark.parametrize("retained", [True, False])
+    @pytest.mark.parametrize("command", ["-removeAction Beat", "--remove-all-actions"])
+    async def test_what_was_removed_is_gone_though_its_topic_is_not_cleared(self, retained: bool, command: str) -> None:
+        with Embedded(personality=Personality(Options(cleared=False, retained=retained))) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client)
+                await channel.add("-addAction", BEAT)
+                await sourced(channel, "Beat", BEAT)
+                await channel.command(command)
+
+                assert not (await channel.entities(["action"])).entities
+                assert (await channel.remove("action", "Beat")).success is False
+                assert not (await channel.add("-addAction", BEAT.replace("DO", "DO DO"))).success
+                assert not (await channel.entities(["action"])).entities
+                await channel.add("-addAction", BEAT)
+                await sourced(channel, "Beat", BEAT)
+
+    async def test_what_the_broker_does_not_find_is_gone_though_its_topic_is_not_cleared(self) -> None:
+        with Embedded(personality=Personality(Options(cleared=False))) as broker:
+            async with connected(broker) as client, connected(broker) as other:
+                channel = Coreflux(client)
+                await channel.add("-addAction", BEAT)
+                await sourced(channel, "Beat", BEAT)
+                await Coreflux(other).remove("action", "Beat")
+                await channel.remove("action", "Beat")
+
+                assert not (await channel.entities(["action"])).entities
+
+    @pytest.mark.parametrize(
+        ("cleared", "source"),
+        [(True, BEAT), (True, FASTER), (False, FASTER)],  # nothing would tell BEAT from what was left uncleared
+    )
+    async def test_what_somebody_else_brings_back_is_there_again(self, cleared: bool, source: str) -> None:
+        with Embedded(personality=Personality(Options(cleared=cleared))) as broker:
+            async with connected(broker) as client, connected(broker) as other:
+                channel = Coreflux(client)
+                await channel.add("-addAction", BEAT)
+                await sourced(channel, "Beat", BEAT)
+                await channel.remove("action", "Beat")
+                await asyncio.sleep(0.2)
+                assert not (await channel.entities(["action"])).entities
+                await Coreflux(other).add("-addAction", source)
+
+                await sourced(channel, "Beat", source)
+
+    async def test_who_follows_is_told_of_a_removal_though_the_topic_is_not_cleared(self) -> None:
+        told: list[list[str]] = []
+
+        async def tell(entities: Sequence[Entity]) -> None:
+            told.append([each.name for each in entities])
+
+        with Embedded(personality=Personality(Options(cleared=False))) as broker:
+            async with connected(broker) as client, connected(broker) as other:
+                channel = Coreflux(client)
+                following = asyncio.create_task(channel.follow("action", tell))
+                await channel.add("-addAction", BEAT)
+                await until(lambda: told[-1:] == [["Beat"]])
+                await channel.remove("action", "Beat")
+                await until(lambda: told[-1:] == [[]])
+                await Coreflux(other).add("-addAction", BEAT)
+                await until(lambda: told[-1:] == [["Beat"]])
+                following.cancel()
+
     async def test_a_login_that_may_not_look_is_told(self) -> None:
         with Embedded(personality=Personality()) as broker:
             async with connected(broker, "operator") as client:
@@ -321,6 +503,132 @@ class TestDeployment:
         )
 
         assert [each.name for each in in_order(analyse(code).definitions)] == ["Parent", "Child", "Callee", "Caller"]
+
+    def test_a_long_chain_of_calls_is_put_in_order_too(self) -> None:
+        names = [f"A{number}" for number in range(5000)]
+        chain = [
+            Definition("action", name, 1, "", "-addAction", (("action", needed),))
+            for name, needed in zip(names, [*names[1:], names[0]], strict=True)
+        ]
+
+        assert [each.name for each in in_order(chain)] == names[::-1]
+
+    @pytest.mark.parametrize("retained", [True, False])
+    async def test_an_error_of_what_was_replaced_is_no_failure(self, tmp_path: Path, retained: bool) -> None:
+        personality = Personality(Options(cleared=False, retained=retained))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client)
+                personality.inject(Fault(Wrong.ERROR_TOPIC, "AddAction", text="division by zero"))
+                await channel.add("-addAction", BEAT)
+                await sourced(channel, "Beat", BEAT)
+                fixed, _ = await run(channel, tmp_path, FASTER)
+                await channel.remove("action", "Beat")
+                again, _ = await run(channel, tmp_path, BEAT)
+
+        assert (fixed.failure, again.failure) == ("", "")
+        assert personality.entities()[("Action", "Beat")] == BEAT
+
+    @pytest.mark.parametrize("text", ["division by zero", "no such topic"])
+    @pytest.mark.parametrize("retained", [True, False])
+    async def test_an_error_that_comes_anew_is_a_failure_whatever_it_says(
+        self, tmp_path: Path, text: str, retained: bool
+    ) -> None:
+        personality = Personality(Options(cleared=False, retained=retained))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client)
+                personality.inject(Fault(Wrong.ERROR_TOPIC, "AddAction", text="division by zero"))
+                await channel.add("-addAction", BEAT)
+                await sourced(channel, "Beat", BEAT)
+                personality.inject(Fault(Wrong.ERROR_TOPIC, "AddAction", text=text))
+                outcome, _ = await run(channel, tmp_path, FASTER)
+
+        assert text in outcome.failure
+        assert outcome.rolled_back
+        assert personality.entities()[("Action", "Beat")] == BEAT
+
+    async def test_what_was_removed_is_deployed_again_though_its_topic_is_not_cleared(self, tmp_path: Path) -> None:
+        personality = Personality(Options(cleared=False))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client)
+                await run(channel, tmp_path, BEAT)
+                await channel.remove("action", "Beat")
+                outcome, _ = await run(channel, tmp_path, BEAT)
+
+        assert [step.change for step in outcome.applied] == ["create"]
+        assert personality.entities() == {("Action", "Beat"): BEAT}
+
+    @pytest.mark.parametrize(
+        ("dialect", "code", "faults"),
+        [
+            ("2.x", STATS, [Fault(Wrong.FAILING, "AddPython")]),
+            ("2.x", FASTER, [Fault(Wrong.FAILING, "AddAction", times=2)]),
+            ("2.x", PUMP, [Fault(Wrong.FAILING, "AddModel"), Fault(Wrong.FAILING, "RemoveModel")]),
+            ("2.x", CLOSED.replace("200", "50"), [Fault(Wrong.FAILING, "RemoveRule")]),
+            ("1.x", CLOSED.replace("200", "50"), [Fault(Wrong.FAILING, "RemoveRule")]),
+        ],
+    )
+    async def test_where_nothing_was_changed_nothing_is_left(
+        self, tmp_path: Path, dialect: Literal["2.x", "1.x"], code: str, faults: list[Fault]
+    ) -> None:
+        personality = Personality(Options(dialect=dialect))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client, answer_timeout_s=3)
+                await channel.add("-addAction", BEAT)
+                await sourced(channel, "Beat", BEAT)
+                personality.inject(*faults)
+                outcome, backups = await run(channel, tmp_path, code)
+
+        assert "refused" in outcome.failure
+        assert (outcome.left, outcome.rolled_back) == ([], True)
+        assert personality.entities() == {("Action", "Beat"): BEAT}
+        assert backups.all()[-1].state == "rolled back"
+
+    async def test_an_old_broker_that_may_have_refused_somebody_else_is_put_back(self, tmp_path: Path) -> None:
+        personality = Personality(Options(dialect="1.x"))
+        with Embedded(personality=personality) as broker:
+            async with connected(broker) as client:
+                channel = Coreflux(client, answer_timeout_s=3)
+                await channel.check()
+                personality.inject(Fault(Wrong.NOT_JSON, "AddAction", text="Parsing error: something (1,1)"))
+                outcome, _ = await run(channel, tmp_path, BEAT)
+
+        assert outcome.rolled_back
+        assert personality.entities() == {}
+
+    async def test_without_a_connection_nothing_was_changed(
+        self, channel: Coreflux, personality: Personality, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        steps = plan(analyse(f"{BEAT}\n\n{STATS}").definitions, Picture(complete=True))
+
+        async def offline(*_: object) -> None:
+            raise BrokerOfflineError("Not connected. Nothing was sent.")
+
+        monkeypatch.setattr(channel, "command", offline)
+        outcome = await deploy(channel, Backups(tmp_path), steps, "mqtt://h")
+
+        assert (outcome.left, outcome.rolled_back) == ([], True)
+        assert "Nothing was sent" in outcome.failure
+
+    async def test_what_is_left_is_one_sentence_each(
+        self, channel: Coreflux, personality: Personality, tmp_path: Path
+    ) -> None:
+        await run(channel, tmp_path, CLOSED)
+        personality.inject(Fault(Wrong.FAILING, "AddRule"))
+        monkey = channel.add
+
+        async def refuse_second(verb: str, code: str) -> Reply:
+            if code == CLOSED:
+                raise BrokerOfflineError("Not connected. Nothing was sent.")
+            return await monkey(verb, code)
+
+        channel.add = refuse_second  # type: ignore[method-assign]
+        outcome, _ = await run(channel, tmp_path, OPEN)
+
+        assert outcome.left == ["rule Closed: Not connected. Nothing was sent"]
 
     async def test_a_new_program_is_created_and_a_changed_one_replaced(
         self, channel: Coreflux, personality: Personality, tmp_path: Path
@@ -409,6 +717,40 @@ class TestDeployment:
 
         assert personality.entities() == {("Action", "Beat"): BEAT}
         assert backups.unfinished("mqtt://elsewhere") == []
+
+
+class TestRestore:
+    @pytest.mark.parametrize(
+        ("fault", "state", "left"), [(None, "partly restored", 0), ("AddRule", "not rolled back", 1)]
+    )
+    def test_a_script_that_only_a_person_can_put_back_is_named_and_ends_the_advice(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str | None, state: str, left: int
+    ) -> None:
+        personality = Personality(Options())
+        with Embedded(personality=personality) as broker:
+            config = Config(
+                broker=BrokerConfig(
+                    host=broker.host,
+                    port=broker.port,
+                    user="root",
+                    password=SecretStr(ACCOUNTS["root"].password),
+                ),
+                state_dir=tmp_path,
+            )
+            backups = Backups(config.backups_dir)
+            saved = [Saved("python", "Stats", None), Saved("action", "Beat", BEAT), Saved("rule", "Closed", CLOSED)]
+            backup = backups.create(config.broker.url, "deploy", saved)
+            backups.mark(backup, "not rolled back")
+            personality.inject(*([Fault(Wrong.FAILING, fault)] if fault else []))
+            code = run_backups("restore", backup.id, config)
+        said = capsys.readouterr().out
+
+        assert code == 1
+        assert "BY HAND: python Stats" in said
+        assert "restored: action Beat" in said
+        assert personality.entities()[("Action", "Beat")] == BEAT
+        assert backups.load(backup.id).state == state
+        assert len(backups.unfinished(config.broker.url)) == left
 
 
 class TestBackups:

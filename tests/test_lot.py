@@ -177,6 +177,8 @@ OTHERS = [
             "        ALLOW", "    ELSE", "        DENY"),
     in_rule('IF ENDPOINT IS "e" OR TOPIC EXISTS "a/" + {x} THEN', "    DENY", "ELSE", "    ALLOW"),
     in_rule('IF GET TOPIC "state/mode" IS "open" THEN', "    ALLOW", "ELSE", "    DENY"),
+    in_rule('IF TOPIC EXISTS REPLACE "+" WITH "x" IN "a/+" THEN', "    ALLOW", "ELSE", "    DENY"),
+    in_rule('IF TOPIC EXISTS REPLACE "N" WITH {x} IN "a/" + {x} AND USER IS "u" THEN', "    ALLOW", "ELSE", "    DENY"),
     "DEFINE RULE R WITH PRIORITY 100 FOR AssetManagementCreation\n    ALLOW",
     in_route("ADD SQL_CONFIG", '    WITH SERVER "h"', "    WITH PORT '5432'", "    WITH USE_SSL FALSE",
              '    WITH PASSWORD GET SECRET "P"', "ADD EVENT E", '    WITH SOURCE_TOPIC "a"', '    WITH QUERY "SELECT',
@@ -376,6 +378,30 @@ MISTAKES = [
      "DEFINE RULE R WITH PRIORITY 100 FOR Connect"),
     ('DEFINE ROUTE "My R" WITH TYPE EMAIL', (E, "quoted-name", 1, 14), None),
     ('DEFINE MODEL M FROM "P"', (E, "quoted-parent", 1, 21), "DEFINE MODEL M FROM P"),
+    (in_action('CALL ACTION "Other"'), (E, "quoted-name", 6, 17), "    CALL ACTION Other"),
+    # names that the broker does not take
+    *(
+        (in_action().replace("ACTION A", f"ACTION {name}"), (E, "name-characters", 1, 15), fixed)
+        for name, fixed in (
+            ("Größe", None),
+            ("a.b", "DEFINE ACTION a_b"),
+            ("my-action", "DEFINE ACTION my_action"),
+            ("2nd", "DEFINE ACTION _2nd"),
+            ("A:", "DEFINE ACTION A"),
+            ("a" * 256, None),
+        )
+    ),
+    ("DEFINE MODEL m.n COLLAPSED", (E, "name-characters", 1, 14), "DEFINE MODEL m_n COLLAPSED"),
+    ("DEFINE ROUTE r-s WITH TYPE EMAIL", (E, "name-characters", 1, 14), "DEFINE ROUTE r_s WITH TYPE EMAIL"),
+    ("DEFINE RULE é WITH PRIORITY 100 FOR Connect\n    DENY", (E, "name-characters", 1, 13), None),
+    *(
+        (in_action().replace("ACTION A\n", f"ACTION{behind}"), (E, "no-name", 1, column), None)
+        for behind, column in (("\n", 14), (" ", 15))
+    ),
+    ('DEFINE MODEL WITH TOPIC "a"', (E, "no-name", 1, 14), None),
+    ("DEFINE ROUTE WITH TYPE EMAIL", (E, "no-name", 1, 14), None),
+    ("DEFINE RULE WITH PRIORITY 100 FOR Connect\n    DENY", (E, "no-name", 1, 13), None),
+    ('DEFINE PANEL\n    WITH TITLE "t"', (E, "no-name", 1, 13), None),
     # 5
     ('"DEFINE ACTION A\nON START DO\n    PUBLISH TOPIC \'a\' WITH 1"', (E, "quoted-body", 1, 1), None),
     ('-- about\n"DEFINE MODEL M COLLAPSED"', (E, "quoted-body", 2, 1), None),
@@ -413,6 +439,15 @@ MISTAKES = [
     (in_action('PUBLISH TOPIC "a/" + TOPIC POSITION -1 WITH 1'),
      (E, "topic-position-zero", 6, 26), '    PUBLISH TOPIC "a/" + TOPIC POSITION 1 WITH 1'),
     (NO_POSITION, (E, "topic-position-zero", 2, 20), "    IF CLIENTID IS TOPIC POSITION 1 THEN"),
+    *(
+        (in_action(f'SET "x" WITH TOPIC POSITION {none}'), (E, "topic-position-zero", 6, 18),
+         '    SET "x" WITH TOPIC POSITION 1')
+        for none in ("0.5", "0.0", ".5", "-1.5")
+    ),
+    *(
+        (in_action(f'SET "x" WITH TOPIC POSITION {none}'), (E, "topic-position-no-integer", 6, 18), None)
+        for none in ('"0"', '"2"', "1.5")
+    ),
     # 12
     (in_action('SET "x" WITH PAYLOAD', trigger="ON EVERY 5 SECONDS"), (W, "payload-without-message", 6, 18), None),
     (in_action('SET "x" WITH PAYLOAD', trigger="ON START"), (W, "payload-without-message", 6, 18), None),
@@ -661,6 +696,42 @@ def test_every_mistake_of_a_line_is_told_with_the_line_as_it_should_be(
     assert {each.suggestion for each in problems} == {corrected and f"    {corrected}"}
 
 
+@pytest.mark.parametrize(
+    ("code", "rules", "corrected"),
+    [
+        (
+            'DEFINE MODEL "M" FROM "P" WITH COLLAPSED WITH FORMATS JSON',
+            ["quoted-name", "quoted-parent", "with-collapsed", "with-formats"],
+            "DEFINE MODEL M FROM P COLLAPSED WITH FORMAT JSON",
+        ),
+        ('define model "M" collapsed', ["keyword-case"] * 3 + ["quoted-name"], "DEFINE MODEL M COLLAPSED"),
+        ("DEFINE ACTION a-b ON START do", ["name-characters", "keyword-case"], "DEFINE ACTION a_b ON START DO"),
+        ("DEFINE ROUTE r-s with TYPE EMAIL", ["name-characters", "keyword-case"], "DEFINE ROUTE r_s WITH TYPE EMAIL"),
+        (
+            'DEFINE ACTION A\nINPUT a AS INT\nDO\n\tCALL ACTION "B" WITH x = a, y = a',
+            ["tab-indent", "quoted-name", "bare-name", "bare-name"],
+            "    CALL ACTION B WITH x = {a}, y = {a}",
+        ),
+        (
+            'DEFINE ACTION A\nON TOPIC "t" DO\n  SET "x" TOPIC POSITION 0',
+            ["indent-width", "set-without-with", "topic-position-zero"],
+            '    SET "x" WITH TOPIC POSITION 1',
+        ),
+        ("DEFINE ACTION A\nON EVERY 5 seconds", ["missing-do", "keyword-case"], "ON EVERY 5 SECONDS DO"),
+    ],
+)
+def test_a_suggestion_has_the_corrections_of_all_that_is_told_of_its_line(
+    code: str, rules: list[str], corrected: str | None
+) -> None:
+    problems = analyse(code).problems
+
+    assert sorted(each.rule for each in problems) == sorted(rules)
+    if corrected:
+        assert {each.suggestion for each in problems} == {corrected}
+        again = analyse("\n".join([*code.split("\n")[:-1], corrected]))
+        assert not again.errors
+
+
 def test_every_mistake_of_a_program_is_told_at_once() -> None:
     code = """\
 DEFINE ACTION "One"
@@ -876,6 +947,49 @@ def test_extreme_text_gives_a_report(code: str) -> None:
     code = "DEFINE ACTION A\nON START DO\n    " + code
 
     check_places(code, analyse(code))
+
+
+HEAD = 'DEFINE ACTION A\nON TOPIC "t" DO\n    '
+SIZE = 1 << 18
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        HEAD + 'SET "a" WITH "' + '\\"' * (SIZE // 2),
+        *(HEAD + 'SET "a" WITH ' + each * (SIZE // len(each)) for each in ('"', "'", "{", "(", ",", "--", "/*", "<")),
+        *(HEAD + each * (SIZE // len(each)) for each in ("x\n", '"\n', '"\\"\n', "DO\n", "/*\n", "    }\n")),
+        *(HEAD + 'SET "a" WITH 1\n' + ("    " + each * 1000 + "\n") * 9 for each in ("a = ", "IF ", "x + ")),
+        "".join(f"DEFINE MODEL M{n}\n" for n in range(16_000)),
+        "".join(f'DEFINE MODEL M{n} FROM M{n + 1}\n    ADD INT "f" WITH TOPIC "t"\n' for n in range(8000)),
+        (
+            "DEFINE ACTION A\n"
+            + "".join(f'ON TOPIC "a/+/{n}" DO\n' for n in range(5000))
+            + "".join(f'    PUBLISH TOPIC "a/b/{n}" WITH 1\n' for n in range(5000))
+        ),
+        HEAD + "".join(f'SET "v{n}" WITH ({{v{n - 1}}} + {n} * 3) / 2\n    ' for n in range(10_000)),
+    ],
+    ids=range(22),
+)
+def test_no_text_takes_for_ever(code: str) -> None:
+    """What was quadratic took minutes, longer than pytest-timeout lets a test take."""
+    check_places(code, analyse(code))
+
+
+@pytest.mark.parametrize("name", ['"', '""', '"a', 'a"', '"a"b"', '"1"', '" "'])
+def test_quotes_where_the_name_is_are_told(name: str) -> None:
+    assert analyse(f"DEFINE ACTION {name}\nON START DO\n    SET \"x\" WITH 1").errors
+
+
+def test_an_open_string_is_one_problem_however_many_quotes_follow() -> None:
+    assert told(HEAD + 'SET "a" WITH "' + '\\"' * 100) == [("error", "unbalanced-quote", 3, 18)]
+
+
+def test_of_a_very_long_text_only_the_first_lines_are_examined() -> None:
+    code = "DEFINE MODEL M COLLAPSED\n" + "\n" * 100_000 + "    nonsense\nDEFINE MODEL N COLLAPSED"
+
+    assert told(code) == [("warning", "too-many-lines", 100_001, 1)]
+    assert [each.name for each in analyse(code).definitions] == ["M", "N"]
 
 
 # The package

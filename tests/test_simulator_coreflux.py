@@ -789,6 +789,18 @@ def test_an_old_broker_may_take_the_identifier_for_a_part_of_the_command(plant: 
     assert "failed" in old(console, "-removeAction Beat -requestId r1")
 
 
+def test_a_new_broker_may_not_repeat_the_identifier(plant: Callable[..., Plant]) -> None:
+    """The first version that does is not known."""
+    console = plant(repeats_request_id=False).console()
+
+    console.send(f"-addAction {ACTION}")
+    console.wait(lambda: console.replies() != [])
+
+    (reply,) = console.replies()
+    assert (reply["success"], reply["command"], reply["entityName"]) == (True, "AddAction", "Beat")
+    assert "requestId" not in reply
+
+
 # What goes wrong
 
 FOREIGN = [
