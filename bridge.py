@@ -58,6 +58,7 @@ class Bridge:
         self._copilot = copilot or CopilotClient(config.copilot)
         self._replicas = replicas
         self._undo = Undo()
+        self._notes: list[str] = []
         self._backups = Backups(config.backups_dir)
         self._coreflux = Coreflux(broker)
         limits = Limits(config.rules)
@@ -82,6 +83,7 @@ class Bridge:
             self.gate,
             config,
             self._backups,
+            self._notes,
             actions,
             NAME,
             VERSION,
@@ -102,6 +104,10 @@ class Bridge:
         )
         Resources(self._coreflux, config, self._undo).add_to(server)
         return server
+
+    def advise(self, text: str) -> None:
+        """Have `server_status` say something to the operator, in place of what it said before; "" for nothing."""
+        self._notes[:] = [text] if text else []
 
     @property
     def seal(self) -> bytes | None:

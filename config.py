@@ -82,9 +82,18 @@ _CALLED_ELSEWHERE = {
     "MQTT_INSECURE": "MQTT_TLS_INSECURE",
     "MCP_AUTH_TOKEN": "MCP_TOKEN",
     "MCP_BIND": "MCP_HOST",
+    "DO_AGENT_KEY": "DO_AGENT_API_KEY",
+    "RATE_LIMIT": "RATE_LIMIT_PER_S",
+    # The older Coreflux server, or its README: docs/moving.md.
+    "MQTT_CERT_FILE": "MQTT_CLIENT_CERT",
+    "MQTT_KEY_FILE": "MQTT_CLIENT_KEY",
+    "CERT_PATH": "MQTT_CA_CERT",
 }
 ACCESS_MODES: tuple[AccessMode, ...] = ("read", "write", "admin")
 _ALIKE = 0.87  # one or two letters wrong; LOG_DIR and LOG_FILE (0.67) or ACCESS_TOKEN and ACCESS_MODE (0.78) are not
+_NAMED_AT_MOST = 20  # of the names in the env file that are no settings
+# Where a line of a secret was taken for a name, it has digits or small letters in front of the first _.
+_NAME_OF_A_VARIABLE = re.compile(r"[A-Z]{1,32}(_[A-Z0-9_]{1,64})?")
 
 # A WebSocket has the ports of the web, however it is asked for: by URL or by MQTT_TRANSPORT.
 _SCHEME_AND_PORT = {
@@ -364,6 +373,7 @@ class Config:
         warnings: Sentences about settings that work but should not stay so, for the log and `server_status`.
         state_dir: Where the server keeps what outlives it: the platform's folder for the state of programs.
         files: What was read besides the environment, by the name of the setting it is for; a file may be missing.
+        settings: Each setting by itself, as it was given or by default.
     """
 
     broker: BrokerConfig = field(default_factory=BrokerConfig)
@@ -380,6 +390,7 @@ class Config:
     warnings: tuple[str, ...] = ()
     state_dir: Path = field(default_factory=lambda: user_state_path("coreflux-mcp", appauthor=False))
     files: Mapping[str, Path] = field(default_factory=dict, compare=False)
+    settings: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def tls(self) -> TLSConfig | None:
@@ -415,7 +426,8 @@ class Config:
 
         Args:
             environ: The environment; None for the process's own.
-            env_file: A file of NAME=value lines, taken literally (`$` stands for itself); it may be missing.
+            env_file: A file of NAME=value lines, taken literally (`$` stands for itself); a relative path in it starts
+                at its folder. Only the usual one may be missing.
             problems: Gets the problems, and nothing is raised: what cannot be used is then as if it were not set. That
                 is for finding out what else is wrong, and not for serving.
 
@@ -435,6 +447,8 @@ class Config:
         if settings.AUDIT_REQUIRED and "AUDIT_FILE" not in report.given:
             report.problems.append("AUDIT_REQUIRED=true without AUDIT_FILE: name the file.")
         report.warnings.extend(_misspellings(environ.keys() | dotenv.keys()))
+        if others := sorted(name for name in dotenv.keys() - NAMES if not any(_misspellings([name]))):
+            report.warnings.append(f"{env_file}: no settings of this server, and not read: {_listed(others)}.")
         (report.problems if settings.STRICT_PERMISSIONS else report.warnings).extend(report.exposed)
 
         if problems is not None:
@@ -469,15 +483,31 @@ class Config:
             access_mode=settings.ACCESS_MODE,
             action_tools=settings.ACTION_TOOLS,
             warnings=tuple(report.warnings),
-            files=report.files | {name: path for name in _FOLLOWED if (path := getattr(settings, name))},
+            files=report.files | {name: path for name in FOLLOWED if (path := getattr(settings, name))},
+            settings=dict(settings),
         )
 
 
 def tokens_file(environ: Mapping[str, str] | None = None, *, env_file: Path | None = ENV_FILE) -> Path | None:
-    """Return what MCP_TOKENS_FILE says, also while the file is not there yet."""
+    """Return what MCP_TOKENS_FILE says, also while the file is not there yet.
+
+    Raises:
+        ConfigError: `env_file` cannot be used.
+    """
     environ, report = os.environ if environ is None else environ, _Report()
     text = _find("MCP_TOKENS_FILE", environ, _read_dotenv(env_file, report) if env_file else {}, report)
+    if report.problems:
+        raise ConfigError("\n".join(report.problems))
     return checked.path(text) if text else None
+
+
+def is_web_url(text: str) -> bool:
+    """Say whether a text is a URL of http or https with a host, and without a login."""
+    try:
+        checked.web_url(text)
+    except ValueError:
+        return False
+    return True
 
 
 def settings_to_pass_on(environ: Mapping[str, str] | None = None) -> tuple[dict[str, str], list[str]]:
@@ -720,7 +750,9 @@ SETTINGS = tuple(_Settings.model_fields)
 """The names of all variables that are read, NAME_FILE aside."""
 
 _CERTIFICATES = ("MQTT_CA_CERT", "MQTT_CLIENT_CERT", "MQTT_CLIENT_KEY")
-_FOLLOWED = (*_CERTIFICATES, "MCP_TLS_CERT", "MCP_TLS_KEY")
+FOLLOWED = (*_CERTIFICATES, "MCP_TLS_CERT", "MCP_TLS_KEY")
+"""Files of which the content counts, whatever it is by then."""
+
 _ONLY_WITH_TLS = (
     "MQTT_CLIENT_KEY_PASSWORD",
     "MQTT_TLS_MIN_VERSION",
@@ -729,8 +761,9 @@ _ONLY_WITH_TLS = (
     "MQTT_TLS_INSECURE",
 )
 NAMES = {*SETTINGS, *(f"{name}_FILE" for name in FROM_FILE)}
-_PATHS = {*_FOLLOWED, "AUDIT_FILE", "LOG_FILE", "MCP_TOKENS_FILE", "MCP_UNIX_SOCKET", *NAMES.difference(SETTINGS)}
-_OUR_PREFIXES = tuple({f"{name.partition('_')[0]}_" for name in SETTINGS})
+_UNSEEN = "it has a control character or one that cannot be seen"
+_IN_A_PATH = r" (\n and \t are such within double quotes: use single quotes)"
+_PATHS = {*FOLLOWED, "AUDIT_FILE", "LOG_FILE", "MCP_TOKENS_FILE", "MCP_UNIX_SOCKET", *NAMES.difference(SETTINGS)}
 
 
 def _read_dotenv(path: Path, report: _Report) -> dict[str, str]:
@@ -738,22 +771,34 @@ def _read_dotenv(path: Path, report: _Report) -> dict[str, str]:
     try:
         content, mode = checked.read_file(path)
         lines = list(parse_stream(io.StringIO(content.decode("utf-8-sig"))))  # Notepad writes the mark
-    except FileNotFoundError:
-        return {}
     except (OSError, UnicodeDecodeError) as exc:
-        report.problems.append(f"{path}: {checked.cause(exc)}; expected a readable file of NAME=value lines.")
+        if path != ENV_FILE or not isinstance(exc, FileNotFoundError):  # another one was named, so it is meant
+            report.problems.append(f"{path}: {checked.cause(exc)}; expected a readable file of NAME=value lines.")
         return {}
-    variables = {}
+    variables: dict[str, str] = {}
     for line in lines:
+        text = line.original.string
+        number = line.original.line + text[: len(text) - len(text.lstrip())].count("\n")
         if line.key is not None and line.value is not None:
+            if line.key in variables and line.key in NAMES:
+                report.warnings.append(
+                    f"{path}, line {number}: {line.key} was there before, and only its last line counts."
+                )
             variables[line.key] = line.value
         elif line.error or line.key is not None:
-            text = line.original.string
-            number = line.original.line + text[: len(text) - len(text.lstrip())].count("\n")
             report.warnings.append(f"{path}, line {number}: this is not NAME=value and was left out.")
     if any(variables.get(name) for name in SECRETS) or "@" in variables.get("MQTT_BROKER", ""):
         report.check_private(str(path), mode)
-    return variables
+    return with_paths_from(path, variables)
+
+
+def with_paths_from(env_file: Path, variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what a file says, with the relative paths in it as they are meant: they start at its folder."""
+    folder = env_file.absolute().parent
+    return {
+        name: str(folder / text.strip()) if name in _PATHS and text.strip() and text.strip()[0] != "~" else text
+        for name, text in variables.items()
+    }
 
 
 def _gather(environ: Mapping[str, str], dotenv: Mapping[str, str], report: _Report) -> dict[str, str]:
@@ -793,6 +838,9 @@ def _find(name: str, environ: Mapping[str, str], dotenv: Mapping[str, str], repo
 
 
 def _from_file(name: str, where: str, file: str, report: _Report, *, credential: bool = False) -> str | None:
+    if not file.isprintable():
+        report.refuse(name, f"{where}: {_UNSEEN}{_IN_A_PATH}; expected a file that holds {name}.")
+        return None
     try:
         path = report.files[name] = checked.path(file)
         content, mode = checked.read_file(path)
@@ -818,7 +866,7 @@ def _trimmed(name: str, text: str) -> str:
 def _check(values: Mapping[str, str], report: _Report) -> _Settings:
     """Check each value by itself; a bad one is told and left out."""
     good = {name: text for name, text in values.items() if name in SECRETS or text.isprintable()}
-    reasons = dict.fromkeys(values.keys() - good.keys(), "it has a control character or one that cannot be seen; ")
+    reasons = {name: f"{_UNSEEN}{_IN_A_PATH if name in _PATHS else ''}; " for name in values.keys() - good.keys()}
     try:
         settings = _Settings.model_validate(good)
     except ValidationError as exc:
@@ -1074,7 +1122,23 @@ def _misspellings(names: Iterable[str]) -> Iterator[str]:
         setting = name.removesuffix("_FILE")
         if setting in SETTINGS:
             yield f"{name} is not read: only {', '.join(FROM_FILE)} can come from a file. Set {setting}."
-        elif name.upper().startswith(_OUR_PREFIXES):
-            meant = _CALLED_ELSEWHERE.get(name.upper())
-            for close in [meant] if meant else difflib.get_close_matches(name.upper(), NAMES, n=1, cutoff=_ALIKE):
-                yield f"{name} is not a setting of this server and is not read: did you mean {close}?"
+        elif meant := _meant(name):
+            yield f"{name} is not a setting of this server and is not read: did you mean {meant}?"
+
+
+def _meant(name: str) -> str | None:
+    """Return the setting that a name was probably meant to be."""
+    name = name.upper()
+    if name in _CALLED_ELSEWHERE:
+        return _CALLED_ELSEWHERE[name]
+    # To compare every variable with every setting would take 10 ms of the start.
+    near = [each for each in NAMES if each[:2] == name[:2] or each[-2:] == name[-2:]]
+    cutoff = min(_ALIKE, (len(name) - 1) / max(len(name), 1))  # in a short name one letter is more
+    return next(iter(difflib.get_close_matches(name, near, n=1, cutoff=cutoff)), None)
+
+
+def _listed(names: list[str]) -> str:
+    """List names of a file, but not what may be no name at all."""
+    told = [name for name in names if _NAME_OF_A_VARIABLE.fullmatch(name)][:_NAMED_AT_MOST]
+    rest = [f"{len(names) - len(told)} more"] if len(told) < len(names) else []
+    return " and ".join([", ".join(map(repr, told)), *rest] if told else rest)

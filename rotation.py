@@ -5,9 +5,9 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from config import Config
+from config import FOLLOWED, SETTINGS, Config
 from errors import ConfigError
 
 LOOK_EVERY_S: Final = 2.0
@@ -15,21 +15,27 @@ LOOK_EVERY_S: Final = 2.0
 
 logger = logging.getLogger(__name__)
 
-_Seen = dict[str, tuple[int, int, int] | None]
-"""By setting, what tells a file's content from an earlier one; None for a file that is not there."""
+_THE_LOGIN: Final = "the login in MQTT_BROKER"
+
+_Seen = dict[tuple[str, Path], tuple[int, int, int] | None]
+"""By setting and file, what tells its content from an earlier one; None for a file that is not there."""
 
 
 @asynccontextmanager
 async def rotating(
-    config: Config, read: Callable[[], Config], use: Callable[[Config], None]
+    config: Config,
+    read: Callable[[], Config],
+    use: Callable[[Config], None],
+    advise: Callable[[str], None] = lambda _text: None,
 ) -> AsyncIterator[Callable[[], None]]:
-    """While in context, `use` what `read` returns whenever one of the files of `config` has changed.
+    """While in context, `use` what `read` returns whenever a login, token or certificate has changed.
 
     Values of before stay hidden from logs and answers. Settings that cannot be used leave everything as it was and are
-    logged. Yields a function that has everything read again at once.
+    logged. What differs from `config` and is not used before a restart is told to `advise`, and "" when nothing does
+    any more. Yields a function that has everything read again at once.
     """
     asked = asyncio.Event()
-    task = asyncio.create_task(_follow(config, read, use, asked), name="rotation")
+    task = asyncio.create_task(_follow(config, read, use, advise, asked), name="rotation")
     try:
         yield asked.set
     finally:
@@ -39,21 +45,35 @@ async def rotating(
 
 
 async def _follow(
-    config: Config, read: Callable[[], Config], use: Callable[[Config], None], asked: asyncio.Event
+    started: Config,
+    read: Callable[[], Config],
+    use: Callable[[Config], None],
+    advise: Callable[[str], None],
+    asked: asyncio.Event,
 ) -> None:
+    config, waiting = started, set[str]()
     seen: _Seen = {}
     while True:
         found = await asyncio.to_thread(_look, config.files)
         # What differs at the first look may have changed since it was read at the start.
         if found != seen or asked.is_set():
-            changed = [name for name in found if seen and found[name] != seen.get(name)]
+            changed = {name for name, path in found if found[name, path] != seen.get((name, path), found[name, path])}
             asked.clear()
             try:
                 fresh = await asyncio.to_thread(read)
             except ConfigError as exc:
                 logger.error("the settings changed and cannot be used, so nothing changes here: %s", exc)  # noqa: TRY400
             else:
-                _take_over(config, fresh, changed, use)
+                for warning in fresh.warnings:
+                    if warning not in config.warnings:
+                        logger.warning("%s", warning)
+                differing, usable = _differing(config, fresh), _used_at_once(started, fresh)
+                waited, waiting = waiting, _differing(started, fresh) - usable
+                if used := (changed & {*FOLLOWED} | differing & usable) - waited - waiting:
+                    logger.info("%s changed: used from the next connection on", _listed(used))
+                    use(fresh)
+                if waiting != waited or differing & waiting:
+                    _tell_what_waits(waiting, advise)
                 config = fresh
             seen = found
         with suppress(TimeoutError):
@@ -67,18 +87,47 @@ def _look(files: Mapping[str, Path]) -> _Seen:
         try:
             status = path.stat()
         except OSError:
-            seen[name] = None
+            seen[name, path] = None
         else:
-            seen[name] = (status.st_mtime_ns, status.st_size, status.st_ino)
+            seen[name, path] = (status.st_mtime_ns, status.st_size, status.st_ino)
     return seen
 
 
-def _take_over(old: Config, fresh: Config, changed: list[str], use: Callable[[Config], None]) -> None:
-    for warning in fresh.warnings:
-        if warning not in old.warnings:
-            logger.warning("%s", warning)
-    if fresh.broker.with_secrets_of(old.broker) != fresh.broker or fresh.copilot.key != old.copilot.key:
-        changed = changed or ["a secret"]
-    if changed:
-        logger.info("%s changed: used from the next connection on", ", ".join(changed))
-        use(fresh)
+def _differing(one: Config, other: Config) -> set[str]:
+    """Name the settings whose values differ; the login in the broker's address counts by itself."""
+    values, others = _values(one), _values(other)
+    return {name for name in values if values[name] != others[name]}
+
+
+def _values(config: Config) -> dict[str, Any]:
+    address = config.settings["MQTT_BROKER"]
+    return {
+        **config.settings,
+        "MQTT_BROKER": address._replace(user=None, password=None),
+        _THE_LOGIN: (address.user, address.password),
+    }
+
+
+def _used_at_once(started: Config, fresh: Config) -> set[str]:
+    """Name the settings of which the connections take over what is new, the way being what it was at the start."""
+    names = {"MQTT_USER", "MQTT_PASSWORD", _THE_LOGIN, "MQTT_CLIENT_KEY_PASSWORD"}
+    if started.broker.oauth and fresh.broker.oauth:
+        names.add("MQTT_OAUTH_CLIENT_SECRET")
+    if not started.copilot.missing:
+        names.add("DO_AGENT_API_KEY")
+    if (started.http.several, bool(started.http.clients)) == (fresh.http.several, bool(fresh.http.clients)):
+        names |= {"MCP_TOKEN", "MCP_TOKENS_FILE"}
+    return names
+
+
+def _tell_what_waits(names: set[str], advise: Callable[[str], None]) -> None:
+    text = (
+        f"{_listed(names)} changed: {'they are' if len(names) > 1 else 'it is'} used after a restart" if names else ""
+    )
+    if text:
+        logger.warning("%s", text)
+    advise(text)
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(name for name in (*SETTINGS, _THE_LOGIN) if name in names)

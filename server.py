@@ -71,7 +71,9 @@ async def serve_until_stopped(config: Config, read_again: Callable[[], Config]) 
         bridge = Bridge(config, broker, copilot, audit, replicas)
         async with (
             _transport(config, bridge, stop) as (until_stopped, renew_clients),
-            rotating(config, read_again, partial(_renew, broker, copilot, audit, renew_clients)) as look_now,
+            rotating(
+                config, read_again, partial(_renew, broker, copilot, audit, renew_clients), bridge.advise
+            ) as look_now,
         ):
             await audit.record("started", version=VERSION, transport=config.transport, **_rules_in_words(config))
             _on_signals(look_now, "SIGHUP")

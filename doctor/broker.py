@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from cryptography import x509
 
@@ -61,6 +61,7 @@ class BrokerChecks:
         self._config = config
         self._around = around
         self._takes_id = take_client_id and config.broker.client_id_fixed
+        self._address = config.settings["MQTT_BROKER"]
         self._broker = replace(config.broker, session_expiry_s=0)
         if not self._takes_id:
             self._broker = replace(
@@ -153,8 +154,12 @@ class BrokerChecks:
         spoken = await spoken_plainly(broker)
         if spoken not in ("MQTT", "HTTP"):
             return failed(*fact_and_advice(str(failure(exc, broker))))
-        right = "the port where the broker speaks TLS (usually 8883)"
-        return failed(f"port {broker.port} of {broker.host} speaks {spoken} without TLS", f"Set MQTT_PORT to {right}.")
+        usual = "" if broker.transport == "websockets" else " (usually 8883)"
+        port = "the port in MQTT_BROKER" if self._address.port else "MQTT_PORT"
+        return failed(
+            f"port {broker.port} of {broker.host} speaks {spoken} without TLS",
+            f"Set {port} to the one where the broker speaks TLS{usual}.",
+        )
 
     async def _token(self) -> AsyncIterator[Finding]:
         from mqtt_oauth import TokenSource  # noqa: PLC0415 - only these settings need it
@@ -211,7 +216,32 @@ class BrokerChecks:
             spoken = await spoken_in_tls(broker)
         else:
             spoken = "TLS" if await speaks_tls(broker) else await spoken_plainly(broker)
-        return _mismatch(spoken, broker) or failed(fact, advice)
+        return self._mismatch(spoken) or failed(fact, advice)
+
+    def _mismatch(self, spoken: Spoken) -> Finding | None:
+        """Say in what the other side's language is not ours; None when it is, or is not known."""
+        broker = self._broker
+        where = f"port {broker.port} of {broker.host}"
+        if spoken == "TLS":
+            return failed(f"{where} speaks TLS, and the settings do not", "Set MQTT_USE_TLS=true.")
+        if spoken == "TLS with client certificates":
+            other = " other than ours" if broker.tls and broker.tls.client_cert else ""
+            return failed(
+                f"{broker.url} wants a client certificate{other}",
+                "Set MQTT_CLIENT_CERT and MQTT_CLIENT_KEY to a certificate that the broker accepts.",
+            )
+        if spoken == "HTTP" and broker.transport == "tcp":
+            return failed(f"{where} speaks HTTP, as a WebSocket does, and not MQTT", self._set_transport("websockets"))
+        if spoken == "MQTT" and broker.transport == "websockets":
+            return failed(f"{where} speaks MQTT without a WebSocket", self._set_transport("tcp"))
+        return None
+
+    def _set_transport(self, transport: Literal["tcp", "websockets"]) -> str:
+        """Say how to set it; a URL says it already, and nothing else may contradict that."""
+        if self._address.transport is None:
+            return f"Set MQTT_TRANSPORT={transport}."
+        login = ", with the login that it has" if self._address.user or self._address.password else ""
+        return f"Set MQTT_BROKER={replace(self._broker, transport=transport).url}{login}."
 
     def _notice(self, event: str, **facts: str) -> None:
         self._events.append(_Event(event, facts.get("reason", "")))
@@ -289,21 +319,3 @@ def _untrusted(
         if broker.tls and broker.tls.server_name:
             advice = f"Set MQTT_TLS_SERVER_NAME to a name that it is for, like {names[0]}."
     return failed(fact, advice)
-
-
-def _mismatch(spoken: Spoken, broker: BrokerConfig) -> Finding | None:
-    """Say in what the other side's language is not ours; None when it is, or is not known."""
-    where = f"port {broker.port} of {broker.host}"
-    if spoken == "TLS":
-        return failed(f"{where} speaks TLS, and the settings do not", "Set MQTT_USE_TLS=true.")
-    if spoken == "TLS with client certificates":
-        other = " other than ours" if broker.tls and broker.tls.client_cert else ""
-        return failed(
-            f"{broker.url} wants a client certificate{other}",
-            "Set MQTT_CLIENT_CERT and MQTT_CLIENT_KEY to a certificate that the broker accepts.",
-        )
-    if spoken == "HTTP" and broker.transport == "tcp":
-        return failed(f"{where} speaks HTTP, as a WebSocket does, and not MQTT", "Set MQTT_TRANSPORT=websockets.")
-    if spoken == "MQTT" and broker.transport == "websockets":
-        return failed(f"{where} speaks MQTT without a WebSocket", "Set MQTT_TRANSPORT=tcp.")
-    return None

@@ -105,4 +105,5 @@ def _show(screen: Screen, result: Result) -> None:
 def _show_summary(screen: Screen, results: list[Result]) -> None:
     counts = Counter(result.status for result in results)
     order: tuple[Status, ...] = ("ok", "warning", "failed", "skipped")
-    screen.print(f"\n{', '.join(f'{counts[status]} {status}' for status in order if counts[status])}.")
+    told = ", ".join(f"{counts[status]} {status}" for status in order if counts[status])
+    screen.print(f"\n{told.replace('warning', 'warnings') if counts['warning'] > 1 else told}.")

@@ -29,6 +29,8 @@ DELIVERY_S: Final = 2.0
 """How long a message may take to come back."""
 REPLY_S: Final = 5.0
 """How long the command channel may take."""
+NEEDS: Final = ("login", "client id")
+"""A connection, and nobody who takes it away."""
 _MOST_FILTERS: Final = 20
 
 
@@ -50,9 +52,9 @@ class RightsChecks:
     def checks(self) -> list[Check]:
         """List the checks."""
         return [
-            Check("publish", self._publish, ("login",), ("ACCESS_MODE", "PUBLISH_", "SUBSCRIBE_"), 8),
-            Check("subscribe", self._subscribe, ("login",), ("SUBSCRIBE_",), 15),
-            Check("Coreflux commands", self._commands, ("login",), limit_s=12),
+            Check("publish", self._publish, NEEDS, ("ACCESS_MODE", "PUBLISH_", "SUBSCRIBE_"), 8),
+            Check("subscribe", self._subscribe, NEEDS, ("SUBSCRIBE_",), 15),
+            Check("Coreflux commands", self._commands, NEEDS, limit_s=12),
         ]
 
     async def _publish(self) -> AsyncIterator[Finding]:
@@ -96,7 +98,7 @@ class RightsChecks:
         if listens:
             return failed(
                 f"{came} and did not come back: the login may not publish it, or not read it; {untold}",
-                _give("publish to", "PUBLISH_ALLOW"),
+                _give("publish and read", "PUBLISH_ALLOW and SUBSCRIBE_ALLOW"),
             )
         return warning(
             f"{came}; whether it was let through is not known: {untold}",
@@ -127,13 +129,18 @@ class RightsChecks:
                     f"{text}; single topics are granted",
                     "Name in SUBSCRIBE_ALLOW what the login may read, so that the assistant knows.",
                 )
-        if self._delivered is False and self._client().state.protocol == "5":
+        if self._delivered is False:
             told = True
-            yield failed(
+            fact = (
                 f"the subscription to {self._topic.text} was granted, but what was published there did not come within "
-                f"{DELIVERY_S:g} s: the login may not read it",
-                _give("read", "SUBSCRIBE_ALLOW"),
             )
+            if self._client().state.protocol == "5":
+                yield failed(f"{fact}{DELIVERY_S:g} s: the login may not read it", _give("read", "SUBSCRIBE_ALLOW"))
+            else:
+                yield warning(
+                    f"{fact}{DELIVERY_S:g} s: whether the login may read it is not known",
+                    "Mend what the check of publish says, and run doctor again.",
+                )
         if not told:
             untried = (
                 "" if self._delivered else "; whether anything is delivered was not tried, as nothing was published"

@@ -32,6 +32,10 @@ _OTHER_WORDS: Final = (
     (r"(?P<fact>(?P<name>\w+) has no effect with \w+)\.", "Take {name} out."),
     (r"(?P<fact>MQTT_TLS_INSECURE=true: .*)\.", "Take it out, and set MQTT_CA_CERT to the CA of the broker."),
     (r"(?P<fact>.*, line \d+: .*)\.", "Correct the line, or take it out."),
+    (
+        r"(?P<fact>.*: no settings of this server, .*)\.",
+        "Correct what was meant for it; what is for another program may stay.",
+    ),
     (r"(?P<fact>.*): LOT_VERIFIER_API_URL has no https\.", "Give LOT_VERIFIER_API_URL an https address."),
     (r"(?P<fact>.* also needs (?P<other>.+))\.", "Set {other}."),
 )
@@ -120,7 +124,11 @@ class SettingsChecks:
         if tls is None:
             return
         if tls.ca_cert:
-            tls_context(replace(tls, client_cert=None, client_key=None))
+            try:
+                tls_context(replace(tls, client_cert=None, client_key=None))
+            except BridgeError as exc:
+                yield failed(str(exc).removesuffix("."), "Set MQTT_CA_CERT to a PEM file with a certificate.")
+                return
             for finding in dates_of("MQTT_CA_CERT", tls.ca_cert, "Set MQTT_CA_CERT to the CA's certificate of today."):
                 yield finding
         if tls.client_cert:

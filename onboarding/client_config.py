@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from config import ENV_FILE, Config, HTTPConfig, settings_to_pass_on
+from config import ENV_FILE, Config, HTTPConfig, is_web_url, settings_to_pass_on
 from errors import InputError
 from onboarding.client_files import Client, Entry, document, entry_in, list_of, settings_file, with_entry
 from onboarding.file_changes import read_file, replace_file
@@ -197,14 +197,15 @@ def run_client_config(
     """
     if (dry_run or project) and not to_file:
         raise InputError("--dry-run and --project are about a client's file: add --install.")
+    _check(name, url)
     settings, withheld = settings_to_pass_on()
     if url is None:
         config = Config.from_env(env_file=env_file)
         withheld += [name for name, value in settings.items() if hide_secrets(value) != value]
         settings = {name: value for name, value in settings.items() if name not in withheld}
-        if not settings and not env_file.exists():
-            settings = {"MQTT_BROKER": "localhost"}  # to begin with; were there a file, this would win over it
         entry = entry_as_set(client, config, settings, env_file)
+        if "command" in entry.server and "MQTT_BROKER" not in settings:
+            _tell(f"The broker is {config.broker.url}; MQTT_BROKER in {env_file} changes that.")
     else:
         entry = over_http(client, url)
     if to_file:
@@ -226,6 +227,13 @@ def run_client_config(
             "or name a file that holds the value, as in MQTT_PASSWORD_FILE."
         )
     return 0
+
+
+def _check(name: str, url: str | None) -> None:
+    if not name.strip():
+        raise InputError("--name is empty: give the entry a name.")
+    if url is not None and not is_web_url(url):  # which is not repeated, as it may hold a password
+        raise InputError("--url has to be an http or https address with a host and without a login.")
 
 
 def where_the_token_is(client: Client, entry: Entry) -> str | None:

@@ -7,19 +7,19 @@ import getpass
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import logs
-from config import BrokerConfig, Config, Logs, settings_to_pass_on
+from config import BrokerConfig, Config, Logs, settings_to_pass_on, with_paths_from
 from errors import BridgeError, ConfigError
 from onboarding import trials
 from onboarding.client_config import CLIENTS, entry_as_set, install, where_the_token_is
 from onboarding.client_files import is_there, settings_file
 from onboarding.dotenv_file import changed, differences, dotenv_values
-from onboarding.file_changes import PRIVATE, read_file, replace_file
+from onboarding.file_changes import PRIVATE, check_writable, read_file, replace_file
 from screen import Screen
 
 _NONE: Final = "-"
@@ -45,6 +45,10 @@ _ASKED: Final = {name for group in _GROUPS for name in group}
 
 Answers = dict[str, str]
 """Settings by name; "" for one that is to be empty."""
+
+
+class _BackToTheBrokerError(Exception):
+    """What did not work may be the fault of an earlier answer."""
 
 
 def run_setup(env_file: Path, *, dry_run: bool) -> int:
@@ -86,21 +90,21 @@ class Setup:
     def run(self) -> int:
         """Have the conversation, and return the exit code."""
         self.before = read_file(self.env_file)
+        if not self.dry_run:
+            check_writable(self.env_file)
         try:
             text = (self.before or b"").decode("utf-8-sig")
         except UnicodeDecodeError:
             raise ConfigError(f"{self.env_file} is not UTF-8.") from None
-        self.there = dotenv_values(text)
+        self.there = with_paths_from(self.env_file, dotenv_values(text))
         self.say(
             f"This writes {self.env_file}. Every answer is tried before the next question. Enter takes what is in "
             f"brackets; {_NONE} takes away what is there; Ctrl-C ends it, and nothing is written."
         )
         self._set_aside_what_cannot_be_used()
-        self._ask_for_broker()
-        if self.answers["MQTT_BROKER"] != "embedded":
-            if self._config({}).tls:
-                self._ask_for_certificates()
-            self._until_it_works(self._login, lambda config: trials.log_in(config.broker))
+        without_broker = dict(self.answers)
+        while not self._broker_is_settled():
+            self.answers = dict(without_broker)
         self._ask_for_copilot()
         self._until_it_works(self._access, lambda config: f"The assistant may {_MAY[config.access_mode]}.")
         if self._write(text):
@@ -127,6 +131,19 @@ class Setup:
                 usable |= part
 
     # The questions.
+
+    def _broker_is_settled(self) -> bool:
+        """Ask for the broker and all that it wants; say whether that is not to begin again."""
+        self._ask_for_broker()
+        if self.answers["MQTT_BROKER"] == "embedded":
+            return True
+        try:
+            if self._config({}).tls:
+                self._ask_for_certificates()
+            self._until_it_works(self._login, lambda config: trials.log_in(config.broker), way_back=True)
+        except _BackToTheBrokerError:
+            return False
+        return True
 
     def _ask_for_broker(self) -> None:
         self.say("\nThe broker")
@@ -180,7 +197,7 @@ class Setup:
             self.say(trials.shake_hands(self._config({}).broker))
         except BridgeError as exc:
             self.say(str(exc))
-            self._until_it_works(self._certificates, lambda config: trials.shake_hands(config.broker))
+            self._until_it_works(self._certificates, lambda config: trials.shake_hands(config.broker), way_back=True)
 
     def _certificates(self) -> Answers:
         path = self._ask_path("PEM file of the authority that signed the broker's certificate", "MQTT_CA_CERT")
@@ -252,9 +269,9 @@ class Setup:
     def _write(self, text: str) -> bool:
         """Show what would change in the file and write it, if that is wanted; say whether all is as it was answered."""
         new = changed(text, self.answers)
-        config = Config.from_env(dotenv_values(new), env_file=None)
+        config = Config.from_env(with_paths_from(self.env_file, dotenv_values(new)), env_file=None)
         self.say(f"\n{self.env_file}")
-        for line in differences(self.there, dotenv_values(new)):
+        for line in differences(dotenv_values(text), dotenv_values(new)):
             self.say(line)
         for warning in config.warnings:
             self.say(f"Note: {warning}")
@@ -299,8 +316,14 @@ class Setup:
 
     # How questions are asked.
 
-    def _until_it_works(self, ask: Callable[[], Answers], attempt: Callable[[Config], str]) -> None:
-        """Ask until the answer holds, or the person wants to keep it although it does not."""
+    def _until_it_works(
+        self, ask: Callable[[], Answers], attempt: Callable[[Config], str], *, way_back: bool = False
+    ) -> None:
+        """Ask until the answer holds, or the person wants to keep it although it does not.
+
+        Raises:
+            _BackToTheBrokerError: The person, who has been offered that, wants to begin again with the broker.
+        """
         while True:
             try:
                 answers = ask()
@@ -312,10 +335,19 @@ class Setup:
                 self.say(attempt(config))
             except BridgeError as exc:
                 self.say(str(exc))
-                if not self._ask_yes("Keep the answer all the same?", default=False):
+                if not self._wants_to_keep(way_back=way_back):
                     continue
             self.answers |= answers
             return
+
+    def _wants_to_keep(self, *, way_back: bool) -> bool:
+        question = "Keep the answer all the same?"
+        if not way_back:
+            return self._ask_yes(question, default=False)
+        answer = self._ask_for_one_of(f"{question} yes, no, or back to the broker", "no", ("yes", "no", "back"))
+        if answer == "back":
+            raise _BackToTheBrokerError
+        return answer == "yes"
 
     def _config(self, answers: Answers) -> Config:
         """Return the settings as they would be; the environment does not count."""
@@ -356,7 +388,16 @@ class Setup:
         return {name: answer, f"{name}_FILE": ""} if answer else {}
 
     def _ask_yes(self, question: str, *, default: bool) -> bool:
-        return self._ask(question, "yes" if default else "no").lower() in {"y", "yes"}
+        return self._ask_for_one_of(question, "yes" if default else "no", ("yes", "no")) == "yes"
+
+    def _ask_for_one_of(self, question: str, known: str, words: Sequence[str]) -> str:
+        """Ask until the answer is one of some words, or its first letter."""
+        while True:
+            answer = self._ask(question, known).lower()
+            for word in words:
+                if answer in {word, word[0]}:
+                    return word
+            self.say(f"Answer {', '.join(words[:-1])} or {words[-1]}.")
 
 
 def _is_encrypted(key: Path) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,22 @@ def read_file(path: Path) -> bytes | None:
         return None
     except OSError as exc:
         raise BridgeError(f"{path} cannot be read ({exc.strerror}).") from exc
+
+
+def check_writable(path: Path) -> None:
+    """Look whether a file can be written. Nothing is left of the try.
+
+    Raises:
+        BridgeError: It cannot.
+    """
+    try:
+        folder = path.resolve().parent
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as exc:
+        raise BridgeError(f"{path} cannot be written ({exc.strerror}).") from exc
 
 
 def replace_file(path: Path, before: bytes | None, after: bytes, mode: int | None = None) -> Path | None:

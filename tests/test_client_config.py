@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mcp.client.stdio import StdioServerParameters
 
+import config
 from config import HTTPConfig, claude_code_settings, programs_settings, settings_to_pass_on
 from errors import BridgeError, InputError
+from onboarding import client_config
 from onboarding.client_config import CLIENTS, TOKEN_VARIABLE, address, install, link, over_http, started, web_link
 from onboarding.client_files import Client, Entry, document, settings_file, with_entry
 from tests.assistant import assistant
@@ -325,7 +327,8 @@ class TestLink:
 
 
 def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run `client-config` for somebody without a `.env`."""
+    """Run `client-config` for somebody whose `.env` is empty unless there is one."""
+    (cwd / ".env").touch()
     command = [sys.executable, str(ROOT / "server.py"), "--env-file", str(cwd / ".env"), "client-config", *arguments]
     surroundings = settings(None, HOME=str(cwd), **environment)
     if "MQTT_BROKER" not in environment:
@@ -353,13 +356,52 @@ class TestCommand:
         assert "very-secret" not in done.stdout + done.stderr
 
     def test_an_entry_does_not_win_over_the_file_of_settings(self, tmp_path: Path) -> None:
-        without = json.loads(run("cursor", cwd=tmp_path).stdout)["mcpServers"]["coreflux"]
+        without = run("cursor", cwd=tmp_path)
         (tmp_path / ".env").write_text("MQTT_BROKER=plc.local\n")
-        with_file = json.loads(run("cursor", cwd=tmp_path).stdout)["mcpServers"]["coreflux"]
+        with_file = run("cursor", cwd=tmp_path)
+        by_environment = run("cursor", cwd=tmp_path, MQTT_BROKER="plc")
 
-        assert without["env"] == {"MQTT_BROKER": "localhost"}
-        assert "env" not in with_file
-        assert with_file["args"][1:] == ["--env-file", str(tmp_path / ".env")]
+        for done, url in ((without, "mqtt://localhost:1883"), (with_file, "mqtt://plc.local:1883")):
+            entry = json.loads(done.stdout)["mcpServers"]["coreflux"]
+            assert "env" not in entry
+            assert entry["args"][1:] == ["--env-file", str(tmp_path / ".env")]
+            assert f"The broker is {url}; MQTT_BROKER in {tmp_path / '.env'} changes that." in done.stderr
+        assert "changes that" not in by_environment.stderr
+
+    def test_without_the_usual_file_nothing_is_written_that_would_win_over_a_later_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.delenv("MQTT_BROKER", raising=False)
+        for module in (config, client_config):
+            monkeypatch.setattr(module, "ENV_FILE", tmp_path / ".env")
+
+        assert client_config.run_client_config("cursor", "coreflux", tmp_path / ".env") == 0
+        assert "env" not in json.loads(capsys.readouterr().out)["mcpServers"]["coreflux"]
+
+    def test_a_file_of_settings_that_is_named_has_to_be_there(self, tmp_path: Path) -> None:
+        command = [sys.executable, str(ROOT / "server.py"), "--env-file", "prod.evn", "client-config", "cursor"]
+        done = subprocess.run(command, cwd=tmp_path, env=settings(), capture_output=True, text=True, check=False)
+
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "prod.evn: No such file or directory" in done.stderr
+
+    @pytest.mark.parametrize(
+        "url",
+        ["", "plc:8765", "ftp://plc/mcp", "https://", "http://me:very-secret@plc/mcp", "http://plc:very-secret/mcp"],
+    )
+    def test_an_address_that_clients_cannot_use_makes_no_entry(self, url: str, tmp_path: Path) -> None:
+        done = run("cursor", "--url", url, cwd=tmp_path)
+
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "--url has to be an http or https address with a host and without a login" in done.stderr
+        assert "very-secret" not in done.stderr
+
+    @pytest.mark.parametrize("name", ["", " "])
+    def test_an_entry_has_a_name(self, name: str, tmp_path: Path) -> None:
+        done = run("cursor", "--name", name, cwd=tmp_path)
+
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "--name is empty" in done.stderr
 
     def test_settings_that_cannot_be_used_make_no_entry(self, tmp_path: Path) -> None:
         done = run("cursor", cwd=tmp_path, MQTT_PORT="x")

@@ -1461,6 +1461,16 @@ def test_a_password_without_a_user_is_refused_where_mqtt_forbids_it(tmp_path: Pa
         ("METRICS_PRT", "METRICS_PORT"),
         ("MQTT_OAUTH_CLIENT_SECRT", "MQTT_OAUTH_CLIENT_SECRET"),
         ("MQTT_OAUTH_TOKEN_URI", "MQTT_OAUTH_TOKEN_URL"),
+        ("ACCES_MODE", "ACCESS_MODE"),
+        ("ACCESSMODE", "ACCESS_MODE"),
+        ("PUBLSH_DENY", "PUBLISH_DENY"),
+        ("SUBCRIBE_DENY", "SUBSCRIBE_DENY"),
+        ("CONFRIM", "CONFIRM"),
+        ("AUDT_FILE", "AUDIT_FILE"),
+        ("MQT_PORT", "MQTT_PORT"),
+        ("LOGLEVEL", "LOG_LEVEL"),
+        ("DO_AGENT_KEY", "DO_AGENT_API_KEY"),
+        ("RATE_LIMIT", "RATE_LIMIT_PER_S"),
     ],
 )
 def test_a_misspelling_is_told_with_the_name_meant_and_without_its_value(tmp_path: Path, name: str, meant: str) -> None:
@@ -1478,7 +1488,6 @@ def test_a_misspelling_is_told_with_the_name_meant_and_without_its_value(tmp_pat
         "LOG_DIR",
         "LOG_PATH",
         "LOG_COLOR",
-        "LOGLEVEL",
         "ACCESS_TOKEN",
         "ACCESS_KEY",
         "BUFFER_SIZE",
@@ -1498,6 +1507,69 @@ def test_a_misspelling_is_told_with_the_name_meant_and_without_its_value(tmp_pat
 )
 def test_a_name_of_another_program_is_left_alone(name: str) -> None:
     assert read(**{name: "1"}).warnings == ()
+
+
+ORDINARY = """
+    ALL_PROXY ANDROID_HOME ANTHROPIC_API_KEY APPDATA AWS_ACCESS_KEY_ID AWS_PROFILE AWS_REGION
+    AWS_SECRET_ACCESS_KEY AWS_SESSION_TOKEN AZURE_CLIENT_ID AZURE_CLIENT_SECRET AZURE_TENANT_ID BUILD_ID
+    BUILD_NUMBER CARGO_HOME CI CI_COMMIT_SHA CI_JOB_ID CLAUDECODE CLAUDE_CONFIG_DIR CLIENT_ID CLIENT_SECRET
+    COLORTERM COMPOSE_FILE COMPOSE_PROJECT_NAME COMPUTERNAME COMSPEC CONDA_DEFAULT_ENV CONDA_PREFIX
+    CREDENTIALS_DIRECTORY CURL_CA_BUNDLE CURSOR_TRACE_ID DATABASE_URL DBUS_SESSION_BUS_ADDRESS DEBIAN_FRONTEND
+    DEBUG DESKTOP_SESSION DISPLAY DOCKER_CERT_PATH DOCKER_CONFIG DOCKER_HOST DOCKER_TLS_VERIFY DOTNET_ROOT
+    EDITOR ELECTRON_RUN_AS_NODE GITHUB_ACTIONS GITHUB_TOKEN GITHUB_WORKSPACE GITLAB_CI
+    GOOGLE_APPLICATION_CREDENTIALS GOPATH GOROOT GPG_AGENT_INFO GPG_TTY GTK_MODULES HISTCONTROL HISTFILE
+    HISTSIZE HOME HOST HOSTNAME HOSTTYPE HTTPS_PROXY HTTP_PROXY INIT_CWD INVOCATION_ID JAVA_HOME JENKINS_URL
+    JOURNAL_STREAM KUBECONFIG KUBERNETES_PORT KUBERNETES_PORT_443_TCP KUBERNETES_PORT_443_TCP_ADDR
+    KUBERNETES_PORT_443_TCP_PORT KUBERNETES_PORT_443_TCP_PROTO KUBERNETES_SERVICE_HOST KUBERNETES_SERVICE_PORT
+    KUBERNETES_SERVICE_PORT_HTTPS LANG LANGUAGE LC_ALL LC_CTYPE LC_MESSAGES LC_NUMERIC LC_TIME LD_LIBRARY_PATH
+    LESS LESSOPEN LISTEN_FDS LISTEN_PID LOCALAPPDATA LOGNAME LOGS_DIRECTORY LS_COLORS MAIL MANPATH
+    MAX_MCP_OUTPUT_TOKENS MCP_TOOL_TIMEOUT MOSQUITTO_PORT MOSQUITTO_SERVICE_HOST MQTT_PORT_1883_TCP
+    MQTT_PORT_1883_TCP_ADDR MQTT_PORT_1883_TCP_PORT MQTT_PORT_1883_TCP_PROTO NODE_ENV NODE_EXTRA_CA_CERTS
+    NODE_NAME NODE_OPTIONS NODE_PATH NOTIFY_SOCKET NO_PROXY NUMBER_OF_PROCESSORS NVM_BIN NVM_DIR OLDPWD
+    OPENAI_API_KEY OSTYPE PAGER PATH PATHEXT PIP_CACHE_DIR PIP_INDEX_URL POD_IP POD_NAME POD_NAMESPACE PORT
+    PROCESSOR_ARCHITECTURE PROGRAMDATA PS1 PWD PYTHONHOME PYTHONIOENCODING PYTHONPATH PYTHONUNBUFFERED
+    PYTHONUTF8 QT_ACCESSIBILITY REDIS_URL REQUESTS_CA_BUNDLE RUNNER_OS RUST_LOG SECRET_KEY SESSIONNAME
+    SESSION_MANAGER SHELL SHLVL SSH_AGENT_PID SSH_AUTH_SOCK SSH_CLIENT SSH_CONNECTION SSH_TTY SSL_CERT_DIR
+    SSL_CERT_FILE STATE_DIRECTORY SYSTEMROOT SYSTEMD_EXEC_PID TEMP TERM TERM_PROGRAM TERM_PROGRAM_VERSION TMP
+    TMPDIR TZ USER USERDOMAIN USERNAME USERPROFILE UV_CACHE_DIR VIRTUAL_ENV VISUAL VSCODE_PID WAYLAND_DISPLAY
+    WEB_CONCURRENCY WINDIR WINDOWID WSLENV WSL_DISTRO_NAME XAUTHORITY XDG_CACHE_HOME XDG_CONFIG_DIRS
+    XDG_CONFIG_HOME XDG_CURRENT_DESKTOP XDG_DATA_DIRS XDG_RUNTIME_DIR XDG_SEAT XDG_SESSION_ID XDG_SESSION_TYPE
+    XDG_STATE_HOME _ all_proxy container http_proxy https_proxy no_proxy npm_config_cache npm_config_loglevel
+    npm_config_registry npm_execpath npm_lifecycle_event npm_node_execpath npm_package_name npm_package_version
+"""
+
+
+def test_an_ordinary_environment_gives_no_warning() -> None:
+    names = ORDINARY.split()
+
+    assert len(names) > 150
+    assert read(**dict.fromkeys(names, "1")).warnings == ()
+
+
+def test_what_is_unknown_in_the_env_file_is_listed_and_none_of_it_may_be_a_secret(tmp_path: Path) -> None:
+    wrapped = f"{SECRET}=\nJBSWY3DPEHPK3PXP=\n"  # the last line of a secret in base64
+    env_file = Path(private(tmp_path / ".env", f"COMPOSE_FILE=x\nPUBLSH_DENY=#\nMAX_RATE=1\n{wrapped}"))
+
+    assert Config.from_env({}, env_file=env_file).warnings == (
+        "PUBLSH_DENY is not a setting of this server and is not read: did you mean PUBLISH_DENY?",
+        f"{env_file}: no settings of this server, and not read: 'COMPOSE_FILE', 'MAX_RATE' and 2 more.",
+    )
+    private(env_file, "".join(f"OTHER_{letter}=1\n" for letter in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    assert Config.from_env({}, env_file=env_file).warnings[0].endswith("'OTHER_T' and 6 more.")
+
+
+def test_what_the_older_servers_page_calls_otherwise_is_known() -> None:
+    page = (EXAMPLE.parent / "docs" / "moving.md").read_text(encoding="utf-8").partition("## Variable by variable")[2]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \|", page, re.MULTILINE)
+    older = {name: here for names, here in rows for name in re.findall(r"`([A-Z_]+)`", names)}
+    others = {name: here for name, here in older.items() if here != "the same"}
+
+    assert set(older) - set(others) <= set(SETTINGS)
+    assert {"MQTT_CERT_FILE", "MQTT_KEY_FILE", "CERT_PATH"} <= set(others)
+    for name, here in others.items():
+        (warning,) = read(**{name: "x"}).warnings
+        meant = warning.partition("did you mean ")[2].removesuffix("?")
+        assert f"`{meant}`" in here
 
 
 @pytest.mark.parametrize("name", sorted(set(SETTINGS) - set(FROM_FILE)))
@@ -1536,8 +1608,16 @@ def test_the_env_file_is_read_literally_and_the_environment_wins(tmp_path: Path)
     assert settings.warnings == ()
 
 
-def test_a_missing_env_file_is_no_problem(tmp_path: Path) -> None:
-    assert Config.from_env({}, env_file=tmp_path / ".env").broker.host == "localhost"
+def test_only_the_usual_env_file_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    env_file = tmp_path / ".env"
+    said = f"{env_file}: No such file or directory; expected a readable file of NAME=value lines."
+
+    assert problems({}, env_file) == [said]
+    with pytest.raises(ConfigError, match="No such file"):
+        config.tokens_file({}, env_file=env_file)
+    monkeypatch.setattr(config, "ENV_FILE", env_file)
+    assert Config.from_env({}, env_file=env_file).broker.host == "localhost"
+    assert config.tokens_file({}, env_file=env_file) is None
 
 
 @pytest.mark.parametrize(
@@ -1561,6 +1641,50 @@ def test_a_line_that_cannot_be_read_is_told_by_its_number_and_not_shown(
     assert settings.warnings == tuple(
         f"{env_file}, line {line}: this is not NAME=value and was left out." for line in lines
     )
+
+
+def test_a_setting_that_is_given_twice_is_told(tmp_path: Path) -> None:
+    env_file = Path(private(tmp_path / ".env", "MQTT_PORT=1884\nOTHER=1\nOTHER=2\n\nMQTT_PORT=1885\n"))
+
+    settings = Config.from_env({}, env_file=env_file)
+
+    assert settings.broker.port == 1885
+    assert settings.warnings[0] == f"{env_file}, line 5: MQTT_PORT was there before, and only its last line counts."
+    assert "MQTT_PORT" not in "".join(settings.warnings[1:])
+
+
+@pytest.mark.parametrize("name", ["MQTT_CA_CERT", "AUDIT_FILE", "MQTT_PASSWORD_FILE"])
+def test_a_path_that_double_quotes_have_broken_is_told_with_the_way_out(tmp_path: Path, name: str) -> None:
+    env_file = Path(private(tmp_path / ".env", f'{name}="C:\\new\\file"\n'))
+
+    (problem,) = problems({}, env_file)
+
+    assert name in problem
+    assert "single quotes" in problem
+
+
+def test_a_path_in_the_env_file_starts_at_the_folder_of_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+        private(folder / "password", f"{SECRET} {folder.name}")
+        private(folder / "ca.pem", CERT_PEM)
+    private(
+        here / ".env", f"MQTT_PASSWORD_FILE=password\nMQTT_CA_CERT= ca.pem \nAUDIT_FILE={tmp_path}/a\nLOG_FILE=~/l\n"
+    )
+    monkeypatch.chdir(elsewhere)
+
+    for env_file in (here / ".env", Path("../here/.env")):
+        settings = Config.from_env({"HOME": "/home/x"}, env_file=env_file)
+        assert settings.broker.password == SecretStr(f"{SECRET} here")
+        assert settings.broker.tls is not None
+        assert settings.broker.tls.ca_cert is not None
+        assert settings.broker.tls.ca_cert.is_absolute()
+        assert settings.broker.tls.ca_cert.samefile(here / "ca.pem")
+        assert settings.audit.file == tmp_path / "a"
+        assert settings.logs.file == Path("~/l").expanduser()
+    by_environment = Config.from_env({"MQTT_PASSWORD_FILE": "password"}, env_file=None)
+    assert by_environment.broker.password == SecretStr(f"{SECRET} elsewhere")
 
 
 def test_an_env_file_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 import mqtt_link
-from config import BrokerConfig, Config
+from config import BrokerConfig, Config, TLSConfig
 from doctor import broker as doctor_broker
 from doctor import rights as doctor_rights
 from doctor.checkup import AGAIN, Check, Finding, Result, examine, fact_and_advice, failed, ok
@@ -27,6 +27,7 @@ from doctor.settings import advice_on, unusable
 from doctor.updates import requirements_in, updates
 from inbox import Inbox
 from mqtt_client import MqttClient
+from mqtt_failures import KEEP_ALIVE_TIMEOUT, no_answer
 from simulator.coreflux import ACCOUNTS
 from simulator.coreflux import Coreflux as Personality
 from simulator.faults import Fault, Wrong
@@ -43,6 +44,8 @@ pytestmark = pytest.mark.anyio
 
 Made = Callable[..., Mosquitto]
 Results = dict[str, list[Result]]
+
+WEB = b"HTTP/1.1 400 Bad Request\r\n\r\n"
 
 WITHIN_S = 30
 """So long the whole may take in a test; the settings there are impatient."""
@@ -219,6 +222,16 @@ class TestWords:
                 "/x/.env, line 3: this is not NAME=value and was left out",
                 "Correct the line, or take it out.",
             ),
+            (
+                "/x/.env, line 3: MQTT_PORT was there before, and only its last line counts.",
+                "/x/.env, line 3: MQTT_PORT was there before, and only its last line counts",
+                "Correct the line, or take it out.",
+            ),
+            (
+                "/x/.env: no settings of this server, and not read: 'NAME', 'RUN' and 2 more.",
+                "/x/.env: no settings of this server, and not read: 'NAME', 'RUN' and 2 more",
+                "Correct what was meant for it; what is for another program may stay.",
+            ),
         ],
     )
     def test_what_the_settings_say_is_taken_apart(self, text: str, fact: str, advice: str) -> None:
@@ -242,7 +255,8 @@ class TestSettings:
         ("environ", "status", "says", "do"),
         [
             ({"MQTT_USERNAME": "x"}, "warning", "MQTT_USERNAME is not a setting", "Rename it to MQTT_USER."),
-            ({"ACCES_MODE": "x"}, "ok", "read from", ""),
+            ({"ACCES_MODE": "x"}, "warning", "ACCES_MODE is not a setting", "Rename it to ACCESS_MODE."),
+            ({"ACCESS_TOKEN": "x"}, "ok", "read from", ""),
             ({"MQTT_PASSWROD": "x"}, "warning", "MQTT_PASSWROD", "Rename it to MQTT_PASSWORD."),
             ({"MQTT_PASSWORD": "abcd", "MQTT_PASSWORD_FILE": "/x"}, "failed", "are both set", "Keep one of them."),
             ({"MQTT_TLS_CIPHERS": "none at all"}, "failed", "OpenSSL knows no cipher", "Correct MQTT_TLS_CIPHERS: "),
@@ -378,14 +392,19 @@ class TestCertificates:
         assert result.next_step == "Set MQTT_CLIENT_KEY to the key that the certificate was made for."
         assert only(found["login"]).status == "skipped"
 
-    async def test_a_file_that_holds_no_certificate_is_told(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("content", ["nothing of the kind", "", "a key"])
+    async def test_a_file_that_holds_no_certificate_is_told(self, tmp_path: Path, content: str) -> None:
+        _, key = certificate(tmp_path)
         file = tmp_path / "ca.pem"
-        file.write_text("nothing of the kind")
+        file.write_text(content)
 
-        found = await looked(MQTT_BROKER="mqtts://127.0.0.1:9", MQTT_CA_CERT=str(file))
+        named = key if content == "a key" else str(file)
+        found = await looked(MQTT_BROKER="mqtts://127.0.0.1:9", MQTT_CA_CERT=named)
 
-        assert found["certificates"][0].status == "failed"
-        assert "MQTT_CA_CERT cannot be used" in found["certificates"][0].detail
+        result = found["certificates"][0]
+        assert result.status == "failed"
+        assert "MQTT_CA_CERT cannot be used: there is no certificate in it" in result.detail
+        assert result.next_step == "Set MQTT_CA_CERT to a PEM file with a certificate."
 
     @pytest.mark.parametrize(("days", "status", "says"), [(-1, "failed", "expired"), (9.5, "warning", "in 9 days")])
     async def test_the_dates_of_the_brokers_certificate_are_told(
@@ -460,7 +479,35 @@ class TestTheWay:
         result = trouble(await looked(MQTT_BROKER=at(mosquitto, "mqtts")), "TLS")
 
         assert result.detail == f"port {mosquitto.port} of {HOST} speaks MQTT without TLS"
-        assert result.next_step.startswith("Set MQTT_PORT to the port where the broker speaks TLS")
+        assert result.next_step == "Set the port in MQTT_BROKER to the one where the broker speaks TLS (usually 8883)."
+
+    @pytest.mark.parametrize(
+        ("address", "advised"),
+        [
+            ("mqtt://{there}", "Set MQTT_BROKER=ws://{there}/mqtt."),
+            ("mqtt://me:hush-hush@{there}", "Set MQTT_BROKER=ws://{there}/mqtt, with the login that it has."),
+            ("{there}", "Set MQTT_TRANSPORT=websockets."),
+        ],
+    )
+    async def test_what_is_advised_does_not_contradict_the_address(self, address: str, advised: str) -> None:
+        async with answering(WEB) as port:
+            environ = {"MQTT_BROKER": address.format(there=f"{HOST}:{port}")}
+            result = trouble(await looked(**environ), "login")
+
+        assert result.next_step == advised.format(there=f"{HOST}:{port}")
+        name, _, value = result.next_step.removeprefix("Set ").removesuffix(".").partition(",")[0].partition("=")
+        assert Config.from_env(environ | {name: value}, env_file=None).broker.transport == "websockets"
+
+    async def test_a_websocket_within_tls_spoken_to_a_plain_one_is_told(self) -> None:
+        async with answering(WEB) as port:
+            by_url = await looked(MQTT_BROKER=f"wss://{HOST}:{port}")
+            by_port = await looked(
+                MQTT_BROKER=HOST, MQTT_PORT=str(port), MQTT_TRANSPORT="websockets", MQTT_USE_TLS="true"
+            )
+
+        right = "to the one where the broker speaks TLS."
+        assert trouble(by_url, "TLS").next_step == f"Set the port in MQTT_BROKER {right}"
+        assert trouble(by_port, "TLS").next_step == f"Set MQTT_PORT {right}"
 
     async def test_plain_mqtt_spoken_to_a_tls_port_is_told(self, make_mosquitto: Made) -> None:
         broker = make_mosquitto(tls=True)
@@ -477,7 +524,7 @@ class TestTheWay:
 
         assert trouble(await looked(MQTT_BROKER=at(broker)), "login").next_step == "Set MQTT_USE_TLS=true."
 
-    @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"HTTP/1.0 501 \r\n\r\n"])
+    @pytest.mark.parametrize("answer", [WEB, b"HTTP/1.0 501 \r\n\r\n"])
     async def test_mqtt_spoken_to_a_port_for_websockets_is_told(self, answer: bytes) -> None:
         async with answering(answer) as port:
             result = trouble(await looked(MQTT_BROKER=f"{HOST}:{port}"), "login")
@@ -494,7 +541,7 @@ class TestTheWay:
     async def test_a_websocket_spoken_to_a_plain_port_is_told(self, mosquitto: Mosquitto) -> None:
         result = trouble(await looked(MQTT_BROKER=at(mosquitto, "ws")), "login")
 
-        assert result.next_step == "Set MQTT_TRANSPORT=tcp."
+        assert result.next_step == f"Set MQTT_BROKER={at(mosquitto)}."
 
     @pytest.mark.parametrize("tls", [False, True])
     async def test_a_websocket_is_as_good(self, make_mosquitto: Made, tls: bool) -> None:
@@ -508,6 +555,14 @@ class TestTheWay:
     async def test_nonsense_is_no_broker(self, answer: bytes, scheme: str) -> None:
         async with answering(answer) as port:
             trouble(await looked(MQTT_BROKER=f"{scheme}://{HOST}:{port}"), "TLS" if scheme == "mqtts" else "login")
+
+    @pytest.mark.parametrize("tls", [None, TLSConfig()])
+    async def test_who_stays_silent_until_the_keep_alive_runs_out_is_not_said_to_have_closed(
+        self, tls: TLSConfig | None
+    ) -> None:
+        text = str(no_answer(BrokerConfig(tls=tls), "5", KEEP_ALIVE_TIMEOUT))
+
+        assert text.endswith("did not answer CONNECT while the keep-alive lasted: is it a healthy MQTT broker?")
 
     @pytest.mark.parametrize("scheme", ["mqtt", "mqtts", "ws"])
     async def test_a_broker_that_swallows_everything_does_not_hold_it_up(self, scheme: str) -> None:
@@ -603,6 +658,7 @@ class TestTheClientId:
         result = only(found["client id"])
         assert result.status == "failed"
         assert "another session uses the client id 'plant-7'" in result.detail
+        assert {found[name][0].status for name in ("publish", "subscribe", "Coreflux commands")} == {"skipped"}
         assert statuses(alone) == {}
 
     @pytest.mark.parametrize(("age", "status"), [(timedelta(hours=1), "warning"), (timedelta(days=3), "skipped")])
@@ -631,8 +687,8 @@ class TestTheRights:
             (READ_ONLY, "5", {"publish": "failed"}),
             (WRITE_ONLY, "5", {"subscribe": "failed"}),
             (NOTHING, "5", {"publish": "failed"}),
-            (READ_ONLY, "3.1.1", {"publish": "failed"}),
-            (WRITE_ONLY, "3.1.1", {"publish": "failed"}),
+            (READ_ONLY, "3.1.1", {"publish": "failed", "subscribe": "warning"}),
+            (WRITE_ONLY, "3.1.1", {"publish": "failed", "subscribe": "warning"}),
         ],
     )
     async def test_a_right_that_is_missing_is_told(
@@ -643,9 +699,11 @@ class TestTheRights:
         found = await looked(MQTT_BROKER=at(broker), MQTT_USER="bob", MQTT_PASSWORD="abcd", MQTT_PROTOCOL=protocol)
 
         assert statuses(found) == bad
-        (name,) = bad
+        name = next(iter(bad))
         assert f"{doctor_rights.PREFIX}#" in only(found[name]).next_step
         assert ("MQTT 3.1.1" in only(found[name]).detail) == (protocol == "3.1.1")
+        assert ("publish and read" in only(found[name]).next_step) == (protocol == "3.1.1")
+        assert ("is not known" in only(found["subscribe"]).detail) == (protocol == "3.1.1")
 
     async def test_a_broker_that_refuses_subscriptions_is_told(self) -> None:
         users = {
@@ -990,6 +1048,14 @@ class TestTheCommand:
         assert ended.returncode == 2
         assert "failed   settings" in ended.stdout
         assert "skipped  login" in ended.stdout
+
+    @pytest.mark.parametrize(
+        ("names", "counted"), [(["MQTT_USERNAME"], "1 warning,"), (["MQTT_USERNAME", "MQTT_PASS"], "2 warnings,")]
+    )
+    def test_the_last_line_counts_in_words(self, state: Path, names: list[str], counted: str) -> None:
+        ended = run(settings(XDG_STATE_HOME=str(state)) | dict.fromkeys(names, "x"))
+
+        assert counted in ended.stdout.splitlines()[-1]
 
     def test_warnings_alone_end_with_0(self, mosquitto: Mosquitto, state: Path) -> None:
         ended = run(settings(mosquitto, MQTT_USERNAME="x", XDG_STATE_HOME=str(state)), "--json")

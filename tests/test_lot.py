@@ -978,7 +978,7 @@ def test_no_text_takes_for_ever(code: str) -> None:
 
 @pytest.mark.parametrize("name", ['"', '""', '"a', 'a"', '"a"b"', '"1"', '" "'])
 def test_quotes_where_the_name_is_are_told(name: str) -> None:
-    assert analyse(f"DEFINE ACTION {name}\nON START DO\n    SET \"x\" WITH 1").errors
+    assert analyse(f'DEFINE ACTION {name}\nON START DO\n    SET "x" WITH 1').errors
 
 
 def test_an_open_string_is_one_problem_however_many_quotes_follow() -> None:

@@ -1,18 +1,24 @@
 """Secrets and certificates that are replaced while the server runs, against a mosquitto that takes the new ones."""
 
 import asyncio
+import hashlib
+import itertools
+import logging
 import os
 import signal
 import ssl
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives import serialization as form
 
+from config import Config
+from rotation import rotating
 from tests.brokers import Mosquitto
-from tests.child import COMMAND, Child, settings
+from tests.child import COMMAND, NOBODY_LISTENS, Child, settings
 from tests.wire import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(sys.platform == "win32", reason="mosquitto is told by SIGHUP")]
@@ -93,11 +99,28 @@ async def test_sighup_has_the_files_read_at_once_and_is_no_end(make_mosquitto: M
         secret.write_text(NEW, "utf-8")  # of the same length, in the same file, with the same time
         os.utime(secret, ns=(status.st_atime_ns, status.st_mtime_ns))
         child.signal(signal.SIGHUP)
-        await until(lambda: "a secret changed: used from the next connection on" in child.stderr)
+        await until(lambda: "MQTT_PASSWORD changed: used from the next connection on" in child.stderr)
         broker.change_password("operator", NEW)
         await until(lambda: child.stderr.count("connected to mqtt://") == 2)
 
         assert_hidden(child)
+
+
+async def test_a_rule_that_waits_for_a_restart_is_in_the_advice(tmp_path: Path) -> None:
+    env_file = tmp_path / ".env"
+    write(env_file, f"MQTT_BROKER={NOBODY_LISTENS}\nACCESS_MODE=write\n")
+    environment = settings()
+    del environment["MQTT_BROKER"]
+    async with Child(environment, [*COMMAND, "--env-file", str(env_file)]) as child:
+        write(env_file, f"MQTT_BROKER={NOBODY_LISTENS}\nACCESS_MODE=read\n")
+        waits = "ACCESS_MODE changed: it is used after a restart"
+        await until(lambda: waits in child.stderr)
+        assert waits in (await child.call("server_status"))["advice"]
+
+        write(env_file, f"MQTT_BROKER={NOBODY_LISTENS}\nACCESS_MODE=write\n")
+        async with asyncio.timeout(15):
+            while waits in (await child.call("server_status"))["advice"]:
+                await asyncio.sleep(0.05)
 
 
 async def test_a_file_that_cannot_be_used_changes_nothing_and_is_told(make_mosquitto: Made, tmp_path: Path) -> None:
@@ -162,3 +185,95 @@ async def test_a_new_password_of_the_client_key_is_used(make_mosquitto: Made, tm
 
         assert ssl.PEM_HEADER not in child.stderr
         assert_hidden(child)
+
+
+OAUTH = "MQTT_OAUTH_TOKEN_URL=https://a\nMQTT_OAUTH_CLIENT_ID=b\nMQTT_OAUTH_CLIENT_SECRET=c\n"
+TOKENS = [f"{name} read {hashlib.sha256(name.encode()).hexdigest()}\n" for name in ("one", "two")]
+USED = "used from the next connection on"
+FULL = f"MQTT_BROKER=mqtt://me:{os.urandom(8).hex()}@plc\nMQTT_CA_CERT=ca.pem\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "used", "waits"),
+    [
+        ("", "ACCESS_MODE=read\n", "", "ACCESS_MODE changed: it is used after a restart"),
+        (
+            "ACCESS_MODE=admin\n",
+            "PUBLISH_DENY=#\nACCESS_MODE=read\n",
+            "",
+            "ACCESS_MODE, PUBLISH_DENY changed: they are used after a restart",
+        ),
+        ("", "# nothing\nACCESS_MODE=write\n", "", ""),
+        ("MQTT_USER=a\nMQTT_PASSWORD=b\n", "MQTT_USER=c\nMQTT_PASSWORD=d\n", "MQTT_USER, MQTT_PASSWORD", ""),
+        ("MQTT_PASSWORD=b\n", "MQTT_PASSWORD=d\nMQTT_BROKER=plc\n", "MQTT_PASSWORD", "MQTT_BROKER changed"),
+        (FULL, FULL.replace("//me:", "//you:"), "the login in MQTT_BROKER", ""),
+        (FULL, FULL.replace("@plc", "@plc2"), "", "MQTT_BROKER changed"),
+        (FULL, FULL.replace("ca.pem", "ca2.pem"), "", "MQTT_CA_CERT changed"),
+        ("", OAUTH, "", "MQTT_OAUTH_TOKEN_URL, MQTT_OAUTH_CLIENT_ID, MQTT_OAUTH_CLIENT_SECRET changed"),
+        (OAUTH, OAUTH.replace("=c", "=d"), "MQTT_OAUTH_CLIENT_SECRET", ""),
+        ("MCP_TOKENS_FILE=one\n", "MCP_TOKENS_FILE=two\n", "MCP_TOKENS_FILE", ""),
+        ("", "MCP_TOKENS_FILE=two\n", "", "MCP_TOKENS_FILE changed"),
+        (f"MCP_TOKEN={'a' * 32}\n", f"MCP_TOKEN={'b' * 32}\n", "MCP_TOKEN", ""),
+        ("", f"MCP_TOKEN={'b' * 32}\n", "", "MCP_TOKEN changed"),
+        (f"AUDIT_KEY={'a' * 32}\n", f"AUDIT_KEY={'b' * 32}\n", "", "AUDIT_KEY changed"),
+    ],
+    ids=itertools.count(),
+)
+async def test_only_what_is_used_is_called_so_and_the_rest_waits_for_a_restart(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, before: str, after: str, used: str, waits: str
+) -> None:
+    caplog.set_level(logging.INFO, "rotation")
+    for name, text in (("ca.pem", "x"), ("ca2.pem", "x"), ("one", TOKENS[0]), ("two", TOKENS[1])):
+        write(tmp_path / name, text)
+    env_file, reads = tmp_path / ".env", 0
+    write(env_file, before)
+
+    def read() -> Config:
+        nonlocal reads
+        reads += 1
+        return Config.from_env({}, env_file=env_file)
+
+    taken: list[Config] = []
+    advice: list[str] = []
+    async with rotating(read(), read, taken.append, advice.append) as look_now:
+
+        async def rewritten(text: str) -> list[str]:
+            """Say what the log tells of a new text, once it has been used."""
+            caplog.clear()
+            write(env_file, text)
+            for _ in range(2):  # what was read before the second time has been used
+                earlier = reads
+                look_now()
+                await until(lambda: reads > earlier)  # noqa: B023 - awaited within the loop
+            return caplog.messages
+
+        said = await rewritten(after)
+        assert [each for each in said if "used from" in each] == ([f"{used} changed: {USED}"] if used else [])
+        assert [each.startswith(waits) for each in said if "restart" in each] == ([True] if waits else [])
+        assert len(taken) == bool(used)
+        assert advice == [each for each in said if "restart" in each]
+        assert await rewritten(f"{after}#\n") == []
+        assert not any("restart" in each for each in await rewritten(before))
+        assert advice[1:] == ([""] if waits else [])
+
+
+async def test_a_certificate_that_waits_for_a_restart_is_not_called_used(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "rotation")
+    env_file = tmp_path / ".env"
+    write(tmp_path / "ca.pem", "x")
+    write(tmp_path / "ca2.pem", "y")
+    write(env_file, "MQTT_CA_CERT=ca.pem\n")
+    read = partial(Config.from_env, {}, env_file=env_file)
+
+    async with rotating(read(), read, lambda _config: None) as look_now:
+        write(env_file, "MQTT_CA_CERT=ca2.pem\n")
+        look_now()
+        await until(lambda: any("after a restart" in each for each in caplog.messages))
+        write(tmp_path / "ca2.pem", "z")
+        look_now()
+        write(env_file, "MQTT_CA_CERT=ca2.pem\nACCESS_MODE=read\n")
+        await until(lambda: any("ACCESS_MODE" in each for each in caplog.messages))
+
+    assert not any(USED in each for each in caplog.messages)

@@ -30,8 +30,15 @@ WRONG = f"wrong-{os.urandom(6).hex()}"
 class Person(Terminal):
     """Somebody who sets the server up, with a home of their own."""
 
-    def __init__(self, directory: Path, *options: str, started_by: Sequence[str] = (), **environment: str) -> None:
-        self.env_file = directory / ".env"
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        started_by: Sequence[str] = (),
+        env_file: Path | None = None,
+        **environment: str,
+    ) -> None:
+        self.env_file = env_file or directory / ".env"
         self.home = directory / "home"
         self.home.mkdir(exist_ok=True)
         surroundings = settings(None, HOME=str(self.home), **environment)
@@ -101,7 +108,7 @@ def test_a_refused_login_is_told_and_asked_for_again(make_mosquitto: Made, tmp_p
         person.answer("or embedded", f"mqtt://127.0.0.1:{broker.port}")
         person.says_who("me", WRONG)
         person.wait_for("check MQTT_USER, MQTT_PASSWORD")
-        person.answer("Keep the answer all the same? [no]")
+        person.answer("Keep the answer all the same? yes, no, or back to the broker [no]")
         person.says_who("me", PASSWORD)
         person.wait_for("lets me in")
         person.takes_the_rest_as_it_is()
@@ -110,6 +117,80 @@ def test_a_refused_login_is_told_and_asked_for_again(make_mosquitto: Made, tmp_p
 
     assert WRONG not in person.screen
     assert WRONG not in person.files[".env"]
+
+
+def test_from_a_failure_the_way_leads_back_to_the_broker(make_mosquitto: Made, tmp_path: Path) -> None:
+    broker, plain = make_mosquitto(tls=True), make_mosquitto()
+    (tmp_path / ".env").write_text(f"MQTT_CA_CERT={broker.ca_path}\nMQTT_USE_TLS=false\n")
+    with Person(tmp_path) as person:
+        person.wait_for("MQTT_CA_CERT asks for TLS and MQTT_USE_TLS=false forbids it")
+        person.answer("or embedded", f"localhost:{broker.port}")
+        person.answer("TLS? [yes]", "no")
+        person.says_who()
+        person.wait_for("it may want TLS")
+        person.answer("Keep the answer all the same?", "back")
+        person.answer("or embedded", f"localhost:{plain.port}")
+        person.answer("TLS? [no]", "yes")
+        person.wait_for("check MQTT_PORT and MQTT_USE_TLS")
+        person.answer("PEM file of the authority")
+        person.answer("Name in the certificate")
+        person.answer("PEM file of our own certificate")
+        person.answer("Keep the answer all the same?", "back")
+        person.answer("or embedded", f"localhost:{plain.port}")
+        person.answer("TLS? [no]")
+        person.says_who()
+        person.wait_for("The broker lets everybody in")
+        person.takes_the_rest_as_it_is()
+        person.answer("Write it?")
+        assert person.ended() == 0
+
+    config = Config.from_env({}, env_file=person.env_file)
+    assert (config.broker.url, config.warnings) == (f"mqtt://localhost:{plain.port}", ())
+
+
+def test_what_is_neither_yes_nor_no_is_asked_again(tmp_path: Path) -> None:
+    with Person(tmp_path) as person:
+        person.answer("or embedded", "embedded")
+        person.takes_the_rest_as_it_is()
+        for text in ("yse", "ja", "-", "back"):
+            person.answer("Write it? [yes]", text)
+            person.wait_for("Answer yes or no.")
+        person.answer("Write it? [yes]", "Y")
+        assert person.ended() == 0
+
+    assert ".env" in person.files
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="root can write everywhere but there")
+@pytest.mark.parametrize("target", ["/proc/.env", "/proc/nowhere/.env"])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_asked(tmp_path: Path, target: str) -> None:
+    with Person(tmp_path, env_file=Path(target)) as person:
+        assert person.ended() == 1
+
+    assert f"{target} cannot be written" in person.screen
+    assert "or embedded" not in person.screen
+
+
+def test_paths_in_the_file_start_at_its_folder(make_mosquitto: Made, tmp_path: Path) -> None:
+    broker = make_mosquitto(tls=True, users={"me": PASSWORD})
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "ca.pem").write_bytes(broker.ca_path.read_bytes())
+    (folder / "user").write_text("me")
+    before = f"MQTT_BROKER=mqtts://localhost:{broker.port}\nMQTT_CA_CERT=ca.pem\nMQTT_USER_FILE=user\n"
+    (folder / ".env").write_text(before)
+    with Person(tmp_path, env_file=folder / ".env") as person:
+        person.answer("or embedded")
+        person.wait_for("the broker's certificate is trusted")
+        person.wait_for(f"The user name is in {folder}/user.")
+        person.answer("Password, not shown", PASSWORD)
+        person.wait_for("The broker lets me in")
+        person.takes_the_rest_as_it_is()
+        person.answer("Write it?")
+        assert person.ended() == 0
+
+    assert "ca.pem" not in person.screen
+    assert person.env_file.read_text().startswith(before)
 
 
 def test_an_answer_that_does_not_hold_can_be_kept(tmp_path: Path) -> None:

@@ -147,6 +147,7 @@ class ServerStatus:
         gate: Gate,
         config: Config,
         backups: Backups,
+        notes: list[str],
         actions: ActionTools | None,
         name: str,
         version: str,
@@ -157,6 +158,7 @@ class ServerStatus:
         self._gate = gate
         self._config = config
         self._backups = backups
+        self._notes = notes
         self._actions = actions
         self._name = name
         self._version = version
@@ -243,7 +245,7 @@ class ServerStatus:
     async def _advice(self, own: list[Subscription]) -> list[str]:
         """Say what is not as it should be, and what to do about it."""
         state, inbox = self._broker.state, self._broker.inbox
-        advice: list[str] = []
+        advice = list(self._notes)
         if not state.connected:
             advice.append(state.why_offline)
         advice += [subscription.refusal for subscription in own if subscription.refusal]

@@ -4,7 +4,7 @@ set -eu
 umask 077
 secret=/run/secrets/mqtt_password
 if ! [ -s "$secret" ] || ! [ -f "$secret" ]; then
-    echo "$secret is missing, empty or no file: the README, under Docker, has the command that makes it." >&2
+    echo "$secret is missing, empty or no file: the README, under 'In a container', has the command that makes it." >&2
     exit 1
 fi
 printf 'coreflux-mcp:%s\n' "$(cat "$secret")" > /tmp/passwords
