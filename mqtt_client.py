@@ -74,6 +74,8 @@ class ConnectionState:
     attempts: int = 0
     """Attempts to connect since the last success."""
     next_attempt_at: float | None = None
+    maximum_qos: int = 2
+    """The highest QoS with which the broker takes messages (MQTT 5.0, 3.2.2.3.4)."""
     tls: dict[str, object] = field(default_factory=dict)
     session_resumed: bool = False
     connections: int = 0
@@ -489,6 +491,7 @@ class MqttClient:
         self._first_attempt_over.set()
         state.connected, state.since, state.protocol = True, time.time(), link.protocol
         state.client_id = greeting.client_id or self._config.client_id
+        state.maximum_qos = greeting.maximum_qos
         state.tls, state.session_resumed = link.tls_facts(), greeting.session_present
         state.connections += 1
         state.attempts, state.next_attempt_at, state.last_error = 0, None, None

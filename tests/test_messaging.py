@@ -623,6 +623,16 @@ class TestRequest:
         assert answer["response"]["payload"] == "new"
 
 
+async def test_a_broker_of_qos_0_alone_can_be_asked_and_cleared(me: Assistant, fake: FakeBroker) -> None:
+    fake.state.maximum_qos = 0
+    fake.send("old", b"x", retain=True)
+
+    await me.fail("mqtt_request", topic="device/do", payload="now", timeout_s=0.1)
+    await me.call("mqtt_clear_retained", topic_filter="old", dry_run=False)
+
+    assert [(topic, qos) for topic, _, qos, *_ in fake.published] == [("device/do", 0), ("old", 0)]
+
+
 class TestClearRetained:
     async def test_an_outage_while_looking_is_no_empty_list(self, me: Assistant, fake: FakeBroker) -> None:
         clearing = asyncio.create_task(me.fail("mqtt_clear_retained", topic_filter="old/#"))

@@ -1444,6 +1444,12 @@ class TestHostileBroker:
             assert client.inbox.subscriptions == {}
             assert [sent.kind for sent in broker.peers[0].sent] == [Kind.CONNECT]
 
+    @pytest.mark.parametrize(("properties", "qos"), [(b"", 2), (b"\x24\x00", 0), (b"\x24\x01", 1)])
+    async def test_the_highest_qos_that_the_broker_takes_is_known(self, properties: bytes, qos: int) -> None:
+        script = answering(Kind.CONNECT, saying(connack(0, properties)))
+        async with Hostile(script) as broker, connected(broker, protocol="5") as client:
+            assert client.state.maximum_qos == qos
+
     async def test_a_broker_without_subscription_identifiers_is_not_sent_any(self) -> None:
         script = answering(Kind.CONNECT, saying(connack(0, b"\x29\x00")))
         async with Hostile(script) as broker, connected(broker, protocol="5") as client:

@@ -675,7 +675,11 @@ class Messaging:
             started = time.monotonic()
             publishing = asyncio.create_task(
                 self._broker.publish(
-                    topic, data, 1, retain=False, properties=properties if modern else PublishProperties()
+                    topic,
+                    data,
+                    min(1, state.maximum_qos),
+                    retain=False,
+                    properties=properties if modern else PublishProperties(),
                 )
             )
             either: set[asyncio.Future[Any]] = {publishing, response}
@@ -713,7 +717,8 @@ class Messaging:
             topic = _shown_topic(message.topic)
             if not dry_run:
                 try:
-                    await self._broker.publish(message.topic, b"", 1, retain=True, properties=PublishProperties())
+                    qos = min(1, self._broker.state.maximum_qos)
+                    await self._broker.publish(message.topic, b"", qos, retain=True, properties=PublishProperties())
                 except (BrokerRefusedError, PolicyRefusedError, LimitError, InputError) as exc:
                     answer.failed.append(Uncleared(topic=topic, reason=visible(fitting(str(exc), _TOPIC_ROOM))))
                     continue
