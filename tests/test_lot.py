@@ -950,24 +950,24 @@ def test_extreme_text_gives_a_report(code: str) -> None:
 
 
 HEAD = 'DEFINE ACTION A\nON TOPIC "t" DO\n    '
-SIZE = 1 << 18
+SIZE = 1 << 16
 
 
 @pytest.mark.parametrize(
     "code",
     [
-        HEAD + 'SET "a" WITH "' + '\\"' * (SIZE // 2),
+        HEAD + 'SET "a" WITH "' + '\\"' * (2 * SIZE),
         *(HEAD + 'SET "a" WITH ' + each * (SIZE // len(each)) for each in ('"', "'", "{", "(", ",", "--", "/*", "<")),
         *(HEAD + each * (SIZE // len(each)) for each in ("x\n", '"\n', '"\\"\n', "DO\n", "/*\n", "    }\n")),
         *(HEAD + 'SET "a" WITH 1\n' + ("    " + each * 1000 + "\n") * 9 for each in ("a = ", "IF ", "x + ")),
-        "".join(f"DEFINE MODEL M{n}\n" for n in range(16_000)),
-        "".join(f'DEFINE MODEL M{n} FROM M{n + 1}\n    ADD INT "f" WITH TOPIC "t"\n' for n in range(8000)),
+        "".join(f"DEFINE MODEL M{n}\n" for n in range(8_000)),
+        "".join(f'DEFINE MODEL M{n} FROM M{n + 1}\n    ADD INT "f" WITH TOPIC "t"\n' for n in range(4000)),
         (
             "DEFINE ACTION A\n"
             + "".join(f'ON TOPIC "a/+/{n}" DO\n' for n in range(5000))
             + "".join(f'    PUBLISH TOPIC "a/b/{n}" WITH 1\n' for n in range(5000))
         ),
-        HEAD + "".join(f'SET "v{n}" WITH ({{v{n - 1}}} + {n} * 3) / 2\n    ' for n in range(10_000)),
+        HEAD + "".join(f'SET "v{n}" WITH ({{v{n - 1}}} + {n} * 3) / 2\n    ' for n in range(4_000)),
     ],
     ids=range(22),
 )
