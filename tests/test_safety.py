@@ -234,6 +234,20 @@ class TestConfirmation:
 
         assert set(fake.retained) == {"plant/a", "plant/b"}
 
+    @pytest.mark.parametrize("era", ERAS)
+    async def test_a_value_that_changes_while_a_person_thinks_can_be_overwritten(
+        self, fake: FakeBroker, era: Era
+    ) -> None:
+        def person(_question: str) -> ElicitResult:
+            fake.send("plant/a", b"22.5", retain=True)
+            return YES
+
+        async with assisted(fake, replace(ADMIN, rules=Rules(confirm="overwrite")), era=era, person=person) as me:
+            answer = await me.call("mqtt_publish", topic="plant/a", payload="1", retain=True)
+
+        assert answer["replaced"]["payload"] == "22.5"
+        assert fake.retained["plant/a"] == b"1"
+
     async def test_of_many_that_overwrite_at_once_only_the_first_is_not_asked_about(
         self, broker: Embedded | Mosquitto, tmp_path: Path
     ) -> None:

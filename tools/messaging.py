@@ -61,8 +61,8 @@ FORGOTTEN_S: Final = 3600.0
 MAX_LOOKS: Final = 8
 """Looks around whose further pages are kept; the oldest goes first."""
 
-_seen: ContextVar[bytes | None] = ContextVar("seen", default=None)
-"""What was retained where the call under way is to replace it, when that was looked at."""
+_overwrites: ContextVar[bool] = ContextVar("overwrites", default=False)
+"""Whether the call under way was found to replace a retained value, before it was decided whether to ask a person."""
 
 _SAMPLE_CHARS: Final = 80
 _SAMPLED: Final = 4096
@@ -559,7 +559,11 @@ class Messaging:
                     before = await self._retained_on(topic)
                 except (BrokerRefusedError, PolicyRefusedError):
                     undo = "What was retained there before may not be read, so it could not be kept."
-                self._check_nothing_new(topic, before)
+                if before and self._confirm == "overwrite" and not _overwrites.get():
+                    raise PolicyRefusedError(
+                        f"Something is retained on {shown(topic)} by now: make the same call again, so that a person "
+                        "can be asked. Nothing was sent."
+                    )
                 published = await self._broker.publish(topic, data, qos, retain=True, properties=properties)
         else:
             published = await self._broker.publish(topic, data, qos, retain=False, properties=properties)
@@ -590,27 +594,20 @@ class Messaging:
             return Plan(words, content=payload)
         if self._confirm == "destructive":
             return Plan(f"{words}, retained", content=payload)
-        _seen.set(None)
+        _overwrites.set(True)
         try:
             before = await self._retained_on(topic)
         except (BrokerRefusedError, PolicyRefusedError):
             return Plan(f"{words}, retained in place of what may not be read", "a retained value", payload)
         if before is None:
+            _overwrites.set(False)
             return Plan(f"{words}, retained where nothing is", content=payload)
-        _seen.set(before.payload)
         return Plan(f"{words}, retained in place of {len(before.payload)} bytes", "a retained value", payload)
 
     def _check_response_topic(self, topic: str) -> None:
         """Refuse a response topic that is closed to us: whoever answers would publish there in our place."""
         if topic:
             self._broker.policy.check_publish(check_topic_name(topic), retain=False)
-
-    def _check_nothing_new(self, topic: str, before: Message | None) -> None:
-        """Refuse to replace something else than what was looked at before a person was asked, or not asked."""
-        if self._confirm != "destructive" and (before.payload if before else None) != _seen.get():
-            raise PolicyRefusedError(
-                f"What is retained on {shown(topic)} has changed meanwhile: make the same call again. Nothing was sent."
-            )
 
     async def _about_to_request(self, topic: str, payload: str, response_topic: str, **_: object) -> Plan:
         self._broker.policy.check_publish(check_topic_name(topic), retain=False)
