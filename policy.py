@@ -129,7 +129,7 @@ class Policy:
                 reason=f"Commands are not published to {_COMMANDS} by hand: use the lot_ tools or coreflux_command.",
             )
         for root, whose in _NOT_OURS.items():
-            if topic.startswith(root):
+            if topic.lower().startswith(root.lower()):
                 return Verdict(allowed=False, reason=f"{root}# is for {whose}.")
         if retain and topic.startswith("$SYS/"):
             return Verdict(allowed=False, reason=f"{shown(topic)}: nothing is retained below $SYS by hand.")
@@ -203,7 +203,9 @@ class Policy:
         return Look(tuple(filters), tuple(left_out))
 
     def readable(self, topic: str) -> bool:
-        """Say whether a topic is within what the rules open, a text that is no topic never."""
+        """Say whether a topic is within what the rules open; a text that is no topic only where there are none."""
+        if not (self.rules.subscribe_allow or self.rules.subscribe_deny):
+            return True
         try:
             return self.subscribe(TopicFilter(topic)).allowed
         except InputError:

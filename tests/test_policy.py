@@ -41,7 +41,13 @@ def test_a_topic_is_open_to_publish_or_not(allow: str, deny: str, topic: str, al
 @pytest.mark.parametrize("lists", [{}, {"publish_allow": "#,$SYS/#"}])
 @pytest.mark.parametrize(
     ("topic", "retain"),
-    [("$SYS/Coreflux/Command", False), ("$sys/coreflux/COMMAND", False), ("$SYS/Coreflux/Config/New", True)],
+    [
+        ("$SYS/Coreflux/Command", False),
+        ("$sys/coreflux/COMMAND", False),
+        ("$SYS/Coreflux/Command/Output", False),
+        ("$sys/COREFLUX/Config/New", False),
+        ("$SYS/x", True),
+    ],
 )
 def test_commands_and_what_is_retained_below_sys_are_closed_whatever_the_lists_say(
     lists: dict[str, str], topic: str, retain: bool
@@ -117,6 +123,22 @@ def test_publishing_agrees_with_the_topics_themselves(allow: list[str], deny: li
 
     for topic in TOPICS:
         assert rules.publish(topic).allowed == is_open(topic, allow, deny)
+
+
+@pytest.mark.parametrize(
+    ("allow", "deny", "topic", "readable"),
+    [
+        ("", "", "a", True),
+        ("", "", "", True),  # no topic, and no rule that it could break
+        ("", "b", "", False),
+        ("", "b", "a", True),
+        ("", "b", "b", False),
+        ("a/#", "", "a/b", True),
+        ("a/#", "", "c", False),
+    ],
+)
+def test_a_topic_is_readable_or_not(allow: str, deny: str, topic: str, readable: bool) -> None:
+    assert policy(subscribe_allow=allow, subscribe_deny=deny).readable(topic) is readable
 
 
 def test_a_broader_look_says_what_was_left_out() -> None:
