@@ -501,15 +501,6 @@ def tokens_file(environ: Mapping[str, str] | None = None, *, env_file: Path | No
     return checked.path(text) if text else None
 
 
-def is_web_url(text: str) -> bool:
-    """Say whether a text is a URL of http or https with a host, and without a login."""
-    try:
-        checked.web_url(text)
-    except ValueError:
-        return False
-    return True
-
-
 def settings_to_pass_on(environ: Mapping[str, str] | None = None) -> tuple[dict[str, str], list[str]]:
     """Return our settings in the environment that may be written down, and the names of those that may not."""
     environ = os.environ if environ is None else environ

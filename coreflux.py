@@ -30,7 +30,7 @@ from errors import (
 from identity import Identity
 from inbox import Message
 from lot import Kind
-from lot.report import VERBS
+from lot.report import NAME, VERBS
 from mqtt_client import Broker, Watch
 from mqtt_link import PublishProperties
 from sanitizer import shortened
@@ -97,7 +97,6 @@ _DEFINED = re.compile(r'DEFINE\s+\w+\s+(?:"([^"]*)"|(\S+))')
 
 _NO_REPLY: Final = {"updatedata"}
 _VERB = re.compile(r"--?[A-Za-z][A-Za-z0-9]*(?:-[A-Za-z0-9]+)*")
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _TITLE = re.compile(r'[^\W_](?!.*-request-?id)[^"\\/+#]{0,254}', re.IGNORECASE)
 _SCRIPT = re.compile(r"\w[\w.-]{0,254}")
 _REQUEST_ID = re.compile(r"-{1,2}request-?id", re.IGNORECASE)
@@ -194,7 +193,7 @@ def check_name(kind: Kind, name: str) -> str:
     Raises:
         InputError: It is none.
     """
-    pattern, words = _NAME, "letters, digits and _ only, and no digit first"
+    pattern, words = NAME, "letters, digits and _ only, and no digit first"
     if kind in ("panel", "theme"):
         pattern, words = _TITLE, 'a letter or digit first, on one line, and none of "\\/+#'
     elif kind == "python":

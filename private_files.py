@@ -2,7 +2,19 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
+
+
+def why_unwritable(folder: Path) -> str:
+    """Say why nothing can be written to a folder, or it cannot be made; "" when it can. Nothing is left in it."""
+    try:
+        while not folder.exists():
+            folder = folder.parent
+        with tempfile.TemporaryFile(dir=folder):
+            return ""
+    except OSError as exc:
+        return exc.strerror or type(exc).__name__
 
 
 def write_json(path: Path, content: object) -> None:

@@ -121,10 +121,9 @@ def _used_at_once(started: Config, fresh: Config) -> set[str]:
 
 
 def _tell_what_waits(names: set[str], advise: Callable[[str], None]) -> None:
-    text = (
-        f"{_listed(names)} changed: {'they are' if len(names) > 1 else 'it is'} used after a restart" if names else ""
-    )
-    if text:
+    text = ""
+    if names:
+        text = f"{_listed(names)} changed: {'they are' if len(names) > 1 else 'it is'} used after a restart"
         logger.warning("%s", text)
     advise(text)
 

@@ -541,7 +541,7 @@ def hide_secrets_in(value: Any) -> Any:
     if isinstance(value, str):
         return hide_secrets(value)
     if isinstance(value, dict):
-        keys = _Keys()
+        keys = Keys()
         return {keys.written(key, hide_secrets(key)): hide_secrets_in(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [hide_secrets_in(inner) for inner in value]
@@ -555,7 +555,7 @@ def hide_secrets_in_bytes(data: bytes) -> bytes:
     return hide_secrets(data.decode(errors="surrogateescape")).encode(errors="surrogateescape")
 
 
-class _Keys:
+class Keys:
     """The keys of a JSON object as they are written: those that become the same are numbered."""
 
     def __init__(self) -> None:
@@ -760,7 +760,7 @@ def _redact_json(text: str, redact: Callable[[str], str]) -> str:
     items = -1
     key_of = functools.cache(_key_of)  # there can be very many values under one long name
     # Of the objects around: the name under which each stands, whether that of a secret, and its keys.
-    objects: list[tuple[str, str, _Keys]] = []
+    objects: list[tuple[str, str, Keys]] = []
 
     def redact_token(token: re.Match[str]) -> str:
         nonlocal name, previous, items
@@ -768,7 +768,7 @@ def _redact_json(text: str, redact: Callable[[str], str]) -> str:
             previous, items = "", 0 if token[0] == "[" else -1
             if token[0] == "{":
                 key = key_of(name)
-                objects.append((name, name if key and not key.weak else "", _Keys()))
+                objects.append((name, name if key and not key.weak else "", Keys()))
                 name = ""
             elif token[0] == "}":
                 name = objects.pop()[0]
@@ -1367,7 +1367,7 @@ class _Guard:
             return value
         if isinstance(value, dict | list | tuple) and depth < _DEEPEST_EXTRA:
             if isinstance(value, dict):
-                written = _Keys().written
+                written = Keys().written
                 return {
                     written(key, self._walk(key, "", depth + 1, seen)): self._walk(inner, str(key), depth + 1, seen)
                     for key, inner in value.items()

@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ from config import NAMES, SETTINGS, Config
 from doctor.checkup import Check, Finding, fact_and_advice, failed, has_advice, ok, skipped, warning
 from errors import BridgeError
 from mqtt_failures import tls_context
+from private_files import why_unwritable
 from topics import shown
 
 SOON: Final = timedelta(days=30)
@@ -109,7 +109,7 @@ class SettingsChecks:
             told = True
             yield failed(f"AUDIT_FILE: {config.audit.file} is a symbolic link", "Set AUDIT_FILE to the file itself.")
         for directory in (config.backups_dir, config.approvals_dir):
-            if trouble := _unwritable_directory(directory):
+            if trouble := why_unwritable(directory):
                 told = True
                 yield failed(
                     f"{directory} cannot be written ({trouble}): there would be no {directory.name}",
@@ -230,15 +230,4 @@ def _unwritable_file(path: Path) -> str:
                 return ""
     except OSError as exc:
         return exc.strerror or type(exc).__name__
-    return _unwritable_directory(path.parent) if path.parent.exists() else "there is no such directory"
-
-
-def _unwritable_directory(path: Path) -> str:
-    """Say why nothing can be written to a directory, or it cannot be made; "" when it can. Nothing is left in it."""
-    try:
-        while not path.exists():
-            path = path.parent
-        with tempfile.TemporaryFile(dir=path):
-            return ""
-    except OSError as exc:
-        return exc.strerror or type(exc).__name__
+    return why_unwritable(path.parent) if path.parent.exists() else "there is no such directory"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from lot.lines import Line
 from lot.mistakes import findings
+from lot.report import LONGEST_CORRECTED, NAME
 from lot.structure import TOP, Entity, Node, Place, form_of, indented
 from lot.syntax import keyword_meant, read
 
@@ -44,11 +45,8 @@ _VARIABLE: Final = re.compile(r"\{\s*([^\W\d][\w.-]*)\s*\}")
 _PAYLOAD: Final = re.compile(r"\bPAYLOAD\b")
 _WHERE: Final = re.compile(r"\b(?:WHERE|WHEN)\b")
 """Names behind it are columns of a table."""
-_LONGEST_CORRECTED: Final = 500
-"""A line of more characters is not written out again for each bare name in it."""
 _SEPARATORS: Final = ("/", "_", "-", ".", ":")
 _WRITTEN_OUT: Final = "The secret is written into the program: store it with -setSecret and read it with GET SECRET."
-_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
 _TITLED: Final = ("panel", "theme")
 """Kinds whose names may be any text in quotes."""
 _HEAD: Final = re.compile(r'\w+\s+\w+[^\S\n]*("\d+"|\S*)')
@@ -170,7 +168,7 @@ def _tell_names(entity: Entity, line: Line) -> bool:
     if _NO_NAME.fullmatch(name) and not (name and read(entity.kind, line.shape).tree):
         entity.tell("error", line.place(own.start(1)), "no-name", f"The {entity.kind} has no name.")
         return True
-    if entity.kind in _TITLED or _NAME.fullmatch(name):
+    if entity.kind in _TITLED or NAME.fullmatch(name):
         return False
     if name.startswith('"'):
         if name[1:-1].isdigit():  # a whole string, by its number
@@ -192,7 +190,7 @@ def _quoted(entity: Entity, line: Line, match: re.Match[str], what: str) -> None
 def _tell_name(entity: Entity, line: Line, match: re.Match[str], rule: str, message: str, name: str) -> None:
     """Tell about the name that is the first group of a match, and suggest another if that is one."""
     shape = line.source(line.shape[: match.start(1)]) + name + line.source(line.shape[match.end(1) :])
-    fixed = line.indent + shape if _NAME.fullmatch(name) and "\n" not in line.shape else None
+    fixed = line.indent + shape if NAME.fullmatch(name) and "\n" not in line.shape else None
     entity.tell("error", line.place(match.start(1)), rule, message, fixed)
 
 
@@ -503,7 +501,7 @@ def _bare_name(
         entity.tell("warning", line.place(start), rule, f"{keyword} seems to be meant by {token[:40]}.", fixed)
         return
     suggestion = None
-    if token in types and "\n" not in line.shape and len(line.shape) <= _LONGEST_CORRECTED:
+    if token in types and "\n" not in line.shape and len(line.shape) <= LONGEST_CORRECTED:
         fixed = line.shape[:start] + f"{{{token}}}" + line.shape[start + len(token) :]
         suggestion = line.indent + line.source(fixed)
     entity.tell(

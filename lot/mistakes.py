@@ -4,11 +4,9 @@ import re
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from lot.report import Kind, Severity
+from lot.report import LONGEST_CORRECTED, Kind, Severity
 from lot.syntax import keyword_meant, keywords, read
 
-_LONGEST_CORRECTED: Final = 500
-"""A line of more characters is told about but not put right, as that means to read it again."""
 _REPAIRS: Final = 8
 """How many keywords of one line are put right before giving up on it."""
 
@@ -150,7 +148,7 @@ def findings(kind: Kind, shape: str, repair: bool) -> tuple[Finding, ...]:
     found: dict[tuple[int, str], Finding] = {}
     edits: list[_Edit] = []
     current = shape
-    repair = repair and len(shape) <= _LONGEST_CORRECTED
+    repair = repair and len(shape) <= LONGEST_CORRECTED
     while True:
         seen = _look(kind, current, repair)
         for finding, _ in seen:
@@ -210,7 +208,7 @@ def _seen(row: _Mistake, kind: Kind, shape: str) -> _Seen | None:
     elif row.rule == "missing-value":
         at = match.start(1)
     edit = _Edit(match.start(), match.end(), match.expand(row.fix)) if row.fix is not None else None
-    fixed = edit.applied(shape) if edit and len(shape) <= _LONGEST_CORRECTED else None
+    fixed = edit.applied(shape) if edit and len(shape) <= LONGEST_CORRECTED else None
     return Finding(row.severity, at, row.rule, row.message, fixed if fixed and read(kind, fixed).tree else None), edit
 
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from lot.checks import ANY_TEXT, examine
 from lot.lines import logical_lines
-from lot.report import VERBS, Analysis, Definition, Kind, Need, Problem
+from lot.report import LONGEST_CORRECTED, VERBS, Analysis, Definition, Kind, Need, Problem
 from lot.structure import Entity
 
 _KINDS: Final[dict[str, Kind]] = {
@@ -36,8 +36,6 @@ _LINES: Final = 100_000
 """How many lines are examined: more of them in a text of 1 MiB are no program, and each takes its time."""
 _COMPARED: Final = 8_000_000
 """How many characters of topics are compared in one text."""
-_LONGEST_MERGED: Final = 500
-"""Corrections of a line of more characters are not put together."""
 
 
 @dataclass(slots=True)
@@ -92,7 +90,7 @@ def _put_together(problems: list[Problem], lines: list[str]) -> Iterator[Problem
         told = list(group)
         suggestions = list(dict.fromkeys(each.suggestion for each in told if each.suggestion))
         line = lines[number - 1]
-        if len(suggestions) < 2 or len(line) > _LONGEST_MERGED or any("\n" in each for each in suggestions):  # noqa: PLR2004
+        if len(suggestions) < 2 or len(line) > LONGEST_CORRECTED or any("\n" in each for each in suggestions):  # noqa: PLR2004
             yield from told
             continue
         edits: list[_Edit] = []

@@ -1,5 +1,6 @@
 """What an analysis tells: the definitions found in a text and the problems seen in it."""
 
+import re
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -16,6 +17,12 @@ VERBS: Final[dict[Kind, str]] = {
     "theme": "-addTheme",
     "python": "-addPython",
 }
+
+NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,254}")
+"""The name of an action, a model, a rule or a route."""
+
+LONGEST_CORRECTED: Final = 500
+"""A line of more characters is told about and not written out again as it should be: that means to read it again."""
 
 
 @dataclass(frozen=True, slots=True)

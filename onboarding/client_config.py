@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from config import ENV_FILE, Config, HTTPConfig, is_web_url, settings_to_pass_on
+from config import ENV_FILE, Config, HTTPConfig, settings_to_pass_on
 from errors import InputError
 from onboarding.client_files import Client, Entry, document, entry_in, list_of, settings_file, with_entry
 from onboarding.file_changes import read_file, replace_file
 from sanitizer import MARKER, hide_secrets
+from setting_values import web_url
 
 TOKEN_VARIABLE: Final = "COREFLUX_MCP_TOKEN"  # noqa: S105 - where clients find the token  # nosec
 """The environment variable from which clients that have no safe place take the token."""
@@ -232,8 +233,11 @@ def run_client_config(
 def _check(name: str, url: str | None) -> None:
     if not name.strip():
         raise InputError("--name is empty: give the entry a name.")
-    if url is not None and not is_web_url(url):  # which is not repeated, as it may hold a password
-        raise InputError("--url has to be an http or https address with a host and without a login.")
+    if url is not None:
+        try:
+            web_url(url)
+        except ValueError:  # the address is not repeated, as it may hold a password
+            raise InputError("--url has to be an http or https address with a host and without a login.") from None
 
 
 def where_the_token_is(client: Client, entry: Entry) -> str | None:

@@ -3,12 +3,12 @@
 import contextlib
 import os
 import secrets
-import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from errors import BridgeError
+from private_files import why_unwritable
 
 PRIVATE: Final = 0o600
 
@@ -36,14 +36,8 @@ def check_writable(path: Path) -> None:
     Raises:
         BridgeError: It cannot.
     """
-    try:
-        folder = path.resolve().parent
-        while not folder.exists():
-            folder = folder.parent
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as exc:
-        raise BridgeError(f"{path} cannot be written ({exc.strerror}).") from exc
+    if why := why_unwritable(path.resolve().parent):
+        raise BridgeError(f"{path} cannot be written ({why}).")
 
 
 def replace_file(path: Path, before: bytes | None, after: bytes, mode: int | None = None) -> Path | None:

@@ -485,6 +485,19 @@ async def sourced(channel: Coreflux, name: str, code: str) -> None:
             pass
 
 
+@asynccontextmanager
+async def failing(*, retained: bool) -> AsyncIterator[tuple[Coreflux, Personality]]:
+    """A broker that clears no topics, on which an action has failed while running."""
+    personality = Personality(Options(cleared=False, retained=retained))
+    with Embedded(personality=personality) as broker:
+        async with connected(broker) as client:
+            channel = Coreflux(client)
+            personality.inject(Fault(Wrong.ERROR_TOPIC, "AddAction", text="division by zero"))
+            await channel.add("-addAction", BEAT)
+            await sourced(channel, "Beat", BEAT)
+            yield channel, personality
+
+
 async def run(channel: Coreflux, directory: Path, code: str) -> tuple[Outcome, Backups]:
     """Plan and deploy."""
     backups = Backups(directory)
@@ -515,16 +528,10 @@ class TestDeployment:
 
     @pytest.mark.parametrize("retained", [True, False])
     async def test_an_error_of_what_was_replaced_is_no_failure(self, tmp_path: Path, retained: bool) -> None:
-        personality = Personality(Options(cleared=False, retained=retained))
-        with Embedded(personality=personality) as broker:
-            async with connected(broker) as client:
-                channel = Coreflux(client)
-                personality.inject(Fault(Wrong.ERROR_TOPIC, "AddAction", text="division by zero"))
-                await channel.add("-addAction", BEAT)
-                await sourced(channel, "Beat", BEAT)
-                fixed, _ = await run(channel, tmp_path, FASTER)
-                await channel.remove("action", "Beat")
-                again, _ = await run(channel, tmp_path, BEAT)
+        async with failing(retained=retained) as (channel, personality):
+            fixed, _ = await run(channel, tmp_path, FASTER)
+            await channel.remove("action", "Beat")
+            again, _ = await run(channel, tmp_path, BEAT)
 
         assert (fixed.failure, again.failure) == ("", "")
         assert personality.entities()[("Action", "Beat")] == BEAT
@@ -534,15 +541,9 @@ class TestDeployment:
     async def test_an_error_that_comes_anew_is_a_failure_whatever_it_says(
         self, tmp_path: Path, text: str, retained: bool
     ) -> None:
-        personality = Personality(Options(cleared=False, retained=retained))
-        with Embedded(personality=personality) as broker:
-            async with connected(broker) as client:
-                channel = Coreflux(client)
-                personality.inject(Fault(Wrong.ERROR_TOPIC, "AddAction", text="division by zero"))
-                await channel.add("-addAction", BEAT)
-                await sourced(channel, "Beat", BEAT)
-                personality.inject(Fault(Wrong.ERROR_TOPIC, "AddAction", text=text))
-                outcome, _ = await run(channel, tmp_path, FASTER)
+        async with failing(retained=retained) as (channel, personality):
+            personality.inject(Fault(Wrong.ERROR_TOPIC, "AddAction", text=text))
+            outcome, _ = await run(channel, tmp_path, FASTER)
 
         assert text in outcome.failure
         assert outcome.rolled_back

@@ -74,11 +74,11 @@ OURS = {
     "tools.status": TOOLSET | {"backups", "identity", "measures", "tools.actions"},
     "resources": {"config", "coreflux", "errors", "lot", "tools.answers", "tools.undo", "topics"},
     "onboarding": set(),
-    "onboarding.file_changes": {"errors"},
+    "onboarding.file_changes": {"errors", "private_files"},
     "onboarding.dotenv_file": {"config", "errors", "sanitizer"},
     "onboarding.client_files": {"config", "errors"},
     "onboarding.client_config": {
-        *("config", "errors", "onboarding.client_files", "onboarding.file_changes", "sanitizer"),
+        *("config", "errors", "onboarding.client_files", "onboarding.file_changes", "sanitizer", "setting_values"),
     },
     "onboarding.trials": {"config", "copilot_client", "errors", "inbox", "mqtt_client", "mqtt_failures"},
     "onboarding.dialogue": {"config", "errors", "logs", "onboarding", "screen"},
@@ -86,7 +86,7 @@ OURS = {
     "screen": {"sanitizer"},
     "doctor": set(),
     "doctor.checkup": {"errors"},
-    "doctor.settings": {"config", "doctor.checkup", "errors", "mqtt_failures", "topics"},
+    "doctor.settings": {"config", "doctor.checkup", "errors", "mqtt_failures", "private_files", "topics"},
     "doctor.probe": {"config", "doctor.settings", "errors", "mqtt_failures"},
     "doctor.broker": {
         *("config", "doctor.checkup", "doctor.probe", "doctor.settings", "errors", "inbox", "mqtt_client"),

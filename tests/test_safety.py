@@ -156,18 +156,20 @@ class TestConfirmation:
         assert "used before" in again.content[0].text
         assert set(fake.retained) == {"plant/a", "plant/b"}
 
-    async def test_what_was_retained_a_moment_ago_is_not_overwritten_unasked(
-        self, broker: Embedded | Mosquitto, tmp_path: Path
-    ) -> None:
+    @pytest.fixture
+    async def overwriter(self, broker: Embedded | Mosquitto, tmp_path: Path) -> AsyncIterator[Assistant]:
+        """An assistant on a real broker that may not overwrite what is retained, and nobody to ask."""
         config = Config(rules=Rules(confirm="overwrite"), state_dir=tmp_path)
         inbox = Inbox(1000, 1 << 20)
         async with MqttClient(BrokerConfig(host=broker.host, port=broker.port), inbox) as mqtt:
             async with Client(build_server(config, mqtt)) as client:
-                me = Assistant(client)
-                for number in range(50):
-                    again = {"topic": f"moment/{number}", "retain": True}
-                    await me.call("mqtt_publish", payload="1", **again)
-                    assert "Not done" in await me.fail("mqtt_publish", payload="2", **again)
+                yield Assistant(client)
+
+    async def test_what_was_retained_a_moment_ago_is_not_overwritten_unasked(self, overwriter: Assistant) -> None:
+        for number in range(50):
+            again = {"topic": f"moment/{number}", "retain": True}
+            await overwriter.call("mqtt_publish", payload="1", **again)
+            assert "Not done" in await overwriter.fail("mqtt_publish", payload="2", **again)
 
     @pytest.mark.parametrize(
         ("tool", "arguments", "lines"),
@@ -249,16 +251,12 @@ class TestConfirmation:
         assert fake.retained["plant/a"] == b"1"
 
     async def test_of_many_that_overwrite_at_once_only_the_first_is_not_asked_about(
-        self, broker: Embedded | Mosquitto, tmp_path: Path
+        self, overwriter: Assistant
     ) -> None:
-        config = Config(rules=Rules(confirm="overwrite"), state_dir=tmp_path)
-        inbox = Inbox(1000, 1 << 20)
-        async with MqttClient(BrokerConfig(host=broker.host, port=broker.port), inbox) as mqtt:
-            async with Client(build_server(config, mqtt)) as client:
-                act = {"topic": f"race/{os.urandom(4).hex()}", "retain": True}
-                results = await asyncio.gather(
-                    *(client.call_tool("mqtt_publish", {**act, "payload": str(number)}) for number in range(6))
-                )
+        act = {"topic": f"race/{os.urandom(4).hex()}", "retain": True}
+        results = await asyncio.gather(
+            *(overwriter.client.call_tool("mqtt_publish", {**act, "payload": str(number)}) for number in range(6))
+        )
 
         assert [result.is_error for result in results].count(False) == 1
 

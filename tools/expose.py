@@ -29,7 +29,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from config import AccessMode
 from errors import BridgeError
 from policy import Effect, exists_in, rule_of
-from sanitizer import hide_secrets
+from sanitizer import Keys, hide_secrets
 from tools.answers import visible
 from tools.gate import Describe, Gate
 from topics import shown
@@ -164,15 +164,8 @@ def _all_fit_to_leave(value: Any) -> Any:
     if isinstance(value, str):
         return _fit_to_leave(value)
     if isinstance(value, dict):
-        shown: dict[str, Any] = {}
-        for key, item in value.items():
-            name = alike = _fit_to_leave(key)
-            number = 1
-            while name in shown:  # two names of which the same is left: both stay
-                number += 1
-                name = f"{alike} ({number})"
-            shown[name] = _all_fit_to_leave(item)
-        return shown
+        keys = Keys()
+        return {keys.written(key, _fit_to_leave(key)): _all_fit_to_leave(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_all_fit_to_leave(item) for item in value]
     return value

@@ -254,7 +254,6 @@ class Lot:
             words = f"{verdict(analysis.problems)}: nothing was sent. {_first(problems)}"
             raise DeploymentFailedError(words, _bound_deployed(empty, self._bounds.result_max_bytes))
         for (kind, name), times in Counter((each.kind, each.name) for each in analysis.definitions).items():
-            check_name(kind, name)
             if times > 1:
                 raise InputError(f"{kind} {name} is defined twice: nothing was sent.")
         async with self._deploying:
@@ -356,7 +355,7 @@ class Lot:
     async def _about_to_run(self, name: str, arguments: dict[str, Any] | None) -> Plan:
         return Plan(
             f"run the action {shown(name)} on {self._broker.state.broker}",
-            content=json.dumps(arguments, ensure_ascii=False) if arguments else "",
+            content=_text(arguments or ""),
         )
 
     async def _about_to_remove(self, kind: str, name: str) -> Plan:
